@@ -34,12 +34,12 @@ RESULT = Path(__file__).resolve().parent / "results" / "attention-ceilings.json"
 TARGET = "sm_90a"
 HEAD_DIMS, DTYPES, LENGTH = (64, 128, 256), ("bfloat16", "float16"), 1024
 PRESENT, OTHER = "present kernel", "other tile"
-# Steps of forward with the tiles of no more rows than these.
+# Steps of forward, each with tiles of no more rows than these.
 FEW = {
     "short sequences": attention_tiles.SHORT,
     "sequences of middle length": attention_tiles.MIDDLE,
 }
-# Tiles that Hopper's table does not have, those of the general one first: by kernel and head_dim.
+# Tiles not in Hopper's table, those of the general table first, by kernel and head_dim.
 OTHERS: dict[str, dict[int, tuple[Tile, ...]]] = {
     "forward_kernel": {
         64: (Tile(128, 64, 4, 3), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2)),
@@ -57,7 +57,7 @@ OTHERS: dict[str, dict[int, tuple[Tile, ...]]] = {
         256: (Tile(128, 32, 8, 2), Tile(32, 16, 8, 1), Tile(64, 16, 4, 2)),
     },
 }
-# How many products of a tile's queries, keys and features a kernel makes, by kernel.
+# How many products over a tile's queries, keys and features each kernel makes.
 PRODUCTS = {
     "forward_kernel": 2, "dk_dv_kernel": 4, "dq_kernel": 3,
     "step_kernel": 2, "step_backward_kernel": 5,
@@ -67,7 +67,7 @@ BY_KEYS = ("dk_dv_kernel", "step_backward_kernel")  # a tile of keys is held, qu
 
 @dataclass(frozen=True)
 class Wanted:
-    """A call whose kernels are counted, and what they are called by."""
+    """A call whose kernels' instructions are counted, and how it is labelled."""
 
     step: str
     head_dim: int
@@ -83,7 +83,7 @@ def calls(quick: bool = False) -> Iterator[tuple[Wanted, Callable[[], object]]]:
             for dtype in DTYPES[:1] if quick else DTYPES:
                 shape = (2, HIDDEN // head_dim, LENGTH, head_dim)
                 q = torch.empty(shape, dtype=getattr(torch, dtype))
-                # A tile is of the plain kernel: without one it would be Hopper's own.
+                # Giving a tile selects the plain kernel: without one, Hopper's own would run.
                 tile = attention_tiles.choose_tile(
                     "forward", head_dim, q.element_size(), architecture="sm_90", rows=LENGTH
                 )
@@ -121,7 +121,7 @@ def calls(quick: bool = False) -> Iterator[tuple[Wanted, Callable[[], object]]]:
 
 
 def others() -> Iterator[tuple[str, Wanted, Callable[[], object]]]:
-    """Yield the present kernels with other tiles, causal and in bfloat16; which of them counts."""
+    """Yield the present kernels with other tiles, causal and in bfloat16, and which one counts."""
     side = ops.compiling_side()
     for kernel, of in OTHERS.items():
         for head_dim, candidates in of.items():
@@ -139,7 +139,7 @@ def others() -> Iterator[tuple[str, Wanted, Callable[[], object]]]:
 
 
 def counted(quick: bool = False) -> list[dict[str, Any]]:
-    """Compile and count; a row for each kernel of each call."""
+    """Compile and count; return a row for each kernel of each call."""
     rows: list[dict[str, Any]] = []
     wanting = [("", wanted, call) for wanted, call in calls(quick)]
     for only, wanted, call in [*wanting, *(() if quick else others())]:
@@ -157,14 +157,14 @@ def counted(quick: bool = False) -> list[dict[str, Any]]:
 
 
 def row(wanted: Wanted, kernel: str, options: dict[str, Any], made: Any) -> dict[str, Any]:
-    """Return what was counted of one kernel, and its ceilings."""
+    """Return one kernel's counts and its ceilings."""
     name = Compiled("attention", kernel, TARGET, wanted.dtype, "")
     resources = describe(name, made)
     block_m, block_n, features = (options[f"BLOCK_{x}"] for x in "MND")
     threads = 32 * resources.warps
     loop = machine_code.loops(machine_code.disassemble(made.asm["cubin"]))[0]
     streamed = 2 * 2 * (block_m if kernel in BY_KEYS else block_n) * features
-    if "UTMALDG" in loop.instructions:  # a tile's copy, whose size the machine code does not say
+    if "UTMALDG" in loop.instructions:  # a tile's copy, whose size is not in the machine code
         loop.copied = streamed / threads
         loop.shared += loop.copied
     clocks = loop.clocks(threads)
@@ -184,7 +184,7 @@ def row(wanted: Wanted, kernel: str, options: dict[str, Any], made: Any) -> dict
         "spilled": resources.spilled,
         "programs": resources.programs,
         "matrix": list(resources.matrix),
-        # Of a trip: tiles by what is copied, how often a product or an exponential is made.
+        # Per trip: tiles, judged by what is copied; how often products and exponentials are made.
         "tiles": loop.copied * threads / streamed,
         "products_made": loop.operations * threads / needed,
         "exponentials_made": loop.exponentials * threads / (block_m * block_n),
@@ -199,7 +199,7 @@ def row(wanted: Wanted, kernel: str, options: dict[str, Any], made: Any) -> dict
 
 
 def text(result: dict[str, Any]) -> str:
-    """Return a result as JSON, a line for each row."""
+    """Return a result as JSON, one line for each row."""
     head = json.dumps({**result, "rows": []}, indent=1).removesuffix("[]\n}")
     return head + "[\n" + ",\n".join(map(json.dumps, result["rows"])) + "\n]}\n"
 

@@ -14,7 +14,7 @@ from twofold.kernels.attention_hopper import LEAST_ROWS, VARIANTS
 
 SHOWN = 3  # tiles beside the one of the table
 VARIED = "benchmarks/attention_variants.py"
-# What is changed of a variant, and of the one that it is compared with.
+# What a variant changes, and what the one it is compared with changes.
 CHANGES: tuple[tuple[str, dict[str, bool], dict[str, bool]], ...] = (
     ("early", {"early": True}, {}),
     ("turns", {"turns": True}, {}),
@@ -26,27 +26,27 @@ CHANGES: tuple[tuple[str, dict[str, bool], dict[str, bool]], ...] = (
 
 
 def source(results: Iterable[Result], program: str) -> str:
-    """Say where figures are from, what made them and what it ran on."""
+    """Say where figures are from, which command made them and on which machine."""
     each = (f"{origin(of, program)}: {machine(of[1]['ran_on'])}." for of in results)
     return pages.wrapped(" ".join(each))
 
 
 def origin(result: Result, program: str) -> str:
-    """Say where figures are from, and what made them."""
+    """Say where figures are from, and which command made them."""
     path, found = result
     return f"From `results/gpu/{path.name}`, {made(found, program)}"
 
 
 def by_kernel() -> list[Raced]:
-    """Return the races of kernels of forward, machine by machine, full ones of most features first.
+    """Return races of forward kernels by machine: largest head_dim first, full before causal.
 
-    A result may have been stopped before all were raced.
+    A result may have been cut short before all had been raced.
     """
     return [each._replace(races=sorted(each.races, key=_order)) for each in _of_question("kernels")]
 
 
 def _of_question(question: str) -> list[Raced]:
-    """Return what `attention_variants.py` raced of one of its questions, machine by machine."""
+    """Return the races of `attention_variants.py` for one of its questions, machine by machine."""
     named_by = ("head_dim", "causal", "length", *(("pass",) if question == "features" else ()))
     return raced("attention_variants", GPU, lambda found: found.get(question, []), named_by)
 
@@ -56,7 +56,7 @@ def _order(race: Race) -> tuple[int, bool, int]:
 
 
 def kind_of(race: Race) -> str:
-    """Return what results call the kernel that a call takes: of the table, if that was raced."""
+    """Return the name that results give to a call's kernel: the table's choice, if raced."""
     key = (race["head_dim"], race["causal"])
     rates = race["tera_operations_per_second"]
     if race["length"] < LEAST_ROWS[key]:
@@ -66,25 +66,25 @@ def kind_of(race: Race) -> str:
 
 
 def rate(race: Race, who: str) -> str:
-    """Return TFLOP/s of somebody in words, "" of who did not run."""
+    """Return a contender's TFLOP/s in words, "" if it did not run."""
     found = race["tera_operations_per_second"].get(who)
     return "" if found is None else f"{found:.0f}"
 
 
 def over(race: Race, who: str, other: str) -> float | None:
-    """Return the ratio of two rates, None where one of the two did not run."""
+    """Return the ratio of two rates, None if either contender did not run."""
     rates = race["tera_operations_per_second"]
     return rates[who] / rates[other] if who in rates and other in rates else None
 
 
 def divided(race: Race, who: str, other: str) -> str:
-    """Return the ratio of two rates in words, "" where one of the two did not run."""
+    """Return the ratio of two rates in words, "" if either contender did not run."""
     found = over(race, who, other)
     return "" if found is None else f"{found:.2f}"
 
 
 def unraced(races: Iterable[Race]) -> list[str]:
-    """Say of which calls the variant that is chosen by now was not raced, if there are any."""
+    """Say for which calls, if any, the variant chosen now was not raced."""
     said = []
     for race in races:
         key, own = (race["head_dim"], race["causal"]), kind_of(race)
@@ -105,7 +105,7 @@ def variant(named: str) -> str:
 
 
 def kernels() -> str:
-    """Return TFLOP/s of forward by kernel and length, a line for each call."""
+    """Return TFLOP/s of forward by kernel and length, one line for each call."""
     lines = []
     for results, races in by_kernel():
         lines += [
@@ -129,7 +129,7 @@ def kernels() -> str:
 
 
 def changes() -> str:
-    """Return what each change of Hopper's kernel gains, in hundredths of TFLOP/s, by length."""
+    """Return by how many percent each change of Hopper's kernel raises TFLOP/s, by length."""
     lines = []
     for _, races in by_kernel():
         lengths = sorted({race["length"] for race in races})
@@ -179,7 +179,7 @@ def copies() -> str:
 
 
 def features() -> list[str]:
-    """Return TFLOP/s of features in two tiles and in one, where that was measured."""
+    """Return TFLOP/s with features in two tiles and in one, where both were measured."""
     lines = []
     for results, races in _of_question("features"):
         kinds = ("in two tiles", "in one, padded", FLASH, CUDNN)
@@ -194,7 +194,7 @@ def features() -> list[str]:
 
 
 def tuned() -> str:
-    """Return milliseconds of the quickest tiles, and of the one that the table then had."""
+    """Return milliseconds of the quickest tiles, and of the one then in the table."""
     lines = []
     for path, found in every("attention_tuning", GPU):
         lines += ["| call | kernel | table's tile when timed | quickest |", "|---|---|---|---|"]
@@ -213,9 +213,9 @@ def tuned() -> str:
 
 
 def merged(groups: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what was timed of each call, by kernel, the quickest tile first.
+    """Return the times of each call, by kernel, the quickest tile first.
 
-    Several groups may have timed a call, each some of its tiles: what both have is the latter's.
+    Several groups may each have timed some of a call's tiles; of a tile in two, the later counts.
     """
     found: dict[str, dict[str, Any]] = {}
     for shape, of in _calls(groups):
@@ -237,7 +237,7 @@ def _tile(written: str) -> str:
 
 
 def limits() -> str:
-    """Say what products and copies reached in the runs that the page has figures of."""
+    """Say which rates products and copies reached in the runs that the page's figures are from."""
     said = []
     kinds = ("attention_variants", "attention_steps")
     for path, found in (result for kind in kinds for result in every(kind, GPU)):

@@ -29,18 +29,18 @@ PAGE, RESULTS = HERE / "ATTENTION.md", HERE / "results"
 COUNTED = RESULTS / "attention-ceilings.json"
 BANDWIDTH, PEAK = published("sm_90a")[1]
 MULTIPROCESSORS = 132  # of the H100 SXM, as those are
-LENGTH = 4096  # of the shape that predictions are written for
+LENGTH = 4096  # for the shape that predictions are made for
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 HEAD_DIMS = (64, 128, 256)
 SHAPES = [(D, causal) for D in HEAD_DIMS for causal in (False, True)]
 IN_MEMORY, PRESENT, OTHER = "scores in memory", "present kernel", "other tile"
 DESCRIPTORS = "descriptors"
 FEW = "short sequences", "sequences of middle length"
-# Bytes that pass for each score where scores are in memory, 2 for each time it is read or written:
+# Bytes moved for each score where scores are in memory, 2 for each time it is read or written:
 # forward the product, its scale, the mask where there is one, the softmax, the other product;
 # backward dp, dv, the softmax's, the mask's, the scale's, dq, dk.
 PASSED = {"forward": (12, 4), "backward": (18, 4)}
-WORK = {"forward": (2, 2), "backward": (5, 4)}  # products that count, and that are made
+WORK = {"forward": (2, 2), "backward": (5, 4)}  # products counted as useful, and made
 NAMES = {"twofold": PRESENT}
 Range = tuple[float, float]
 
@@ -52,23 +52,23 @@ def counted() -> dict[str, Any]:
 
 
 def rows(step: str, head_dim: int, causal: bool, dtype: str = "bfloat16") -> list[dict[str, Any]]:
-    """Return what was counted of the kernels of a step."""
+    """Return the counts of a step's kernels."""
     key = (step, head_dim, causal, dtype)
     fields = ("step", "head_dim", "causal", "dtype")
     return [r for r in counted()["rows"] if tuple(r[f] for f in fields) == key]
 
 
 def steps(which: str) -> list[str]:
-    """Return the names of the kernels on the way, in order."""
+    """Return the names of the steps on the way, in order."""
     kernel = {"forward": "step_kernel", "backward": "step_backward_kernel"}[which]
     named = dict.fromkeys(r["step"] for r in counted()["rows"] if r["kernel"] == kernel)
     return [name for name in named if name not in step_kernels.ASIDE]
 
 
 def visited(row: dict[str, Any], causal: bool, skips: bool) -> float:
-    """Return how many scores of a head are computed, those of tiles that are only partly seen too.
+    """Return how many scores of a head are computed, counting partly masked tiles as whole.
 
-    A tile of queries sees the keys up to its last query, in whole tiles; a tile of keys likewise.
+    A tile of queries sees keys up to its last query, in whole tiles; a tile of keys likewise.
     """
     if not (causal and skips):
         return float(LENGTH * LENGTH)
@@ -80,7 +80,7 @@ def visited(row: dict[str, Any], causal: bool, skips: bool) -> float:
 
 
 def predicted(which: str, step: str, head_dim: int, causal: bool) -> Range:
-    """Return TFLOP/s, operations as races count them: nothing overlapped, and everything."""
+    """Return TFLOP/s, counting operations as races do, with no overlap and with full overlap."""
     scores = float(LENGTH * LENGTH)
     count, made = WORK[which]
     useful = 2.0 * count * head_dim * scores / (2 if causal else 1)
@@ -104,12 +104,12 @@ def predicted(which: str, step: str, head_dim: int, causal: bool) -> Range:
 
 
 def of_pass(kernel: str, which: str) -> bool:
-    """Return whether a kernel is of forward, or of backward."""
+    """Return whether a kernel belongs to this pass, forward or backward."""
     return (kernel in ("forward_kernel", "step_kernel")) == (which == "forward")
 
 
 def predictions(which: str) -> str:
-    """Return the table of a pass, a line for each step."""
+    """Return the table of a pass, one line for each step."""
     lines = [
         "| predicted TFLOP/s | "
         + " | ".join(f"{D} {'causal' if causal else 'full'}" for D, causal in SHAPES)
@@ -138,24 +138,24 @@ KERNELS = ("forward_kernel", "dk_dv_kernel", "dq_kernel")
 
 
 def tiles(step: str, causal: bool) -> str:
-    """Return what was counted of the kernels with the tiles of a table, a line for each."""
+    """Return the counts of the kernels with the tiles of a table, one line for each."""
     found = [r for D in HEAD_DIMS for r in rows(step, D, causal)]
     return "\n".join([HEADER, *map(line, sorted(found, key=lambda r: KERNELS.index(r["kernel"])))])
 
 
-# What a warp does to scores, and where their products are made.
+# Instructions of a warp on scores, and those of the matrix unit.
 OF_SOFTMAX = ("MUFU", "FMNMX", "FADD", "FMUL", "FFMA", "FSEL", "FSETP", "F2FP", "SHFL")
 OF_PRODUCTS = ("HGMMA", "HMMA")
 
 
 def softmax(r: dict[str, Any]) -> str:
-    """Return how many instructions of softmax, and of the matrix unit, a trip of a warp has."""
+    """Return how many instructions for softmax, and for the matrix unit, a warp's trip has."""
     found = r["instructions"]
     return " : ".join(str(sum(found.get(n, 0) for n in of)) for of in (OF_SOFTMAX, OF_PRODUCTS))
 
 
 def line(r: dict[str, Any]) -> str:
-    """Return what was counted of a kernel, clocks of the four units that may limit it among it."""
+    """Return a kernel's counts, including the clocks of the four units that may limit it."""
     clocks = (r["clocks"][unit] for unit in ("matrix", "shared", "special", "issue"))
     kind = "mma" if r["synchronous"] == 1.0 else "wgmma"
     cells = (
@@ -168,7 +168,7 @@ def line(r: dict[str, Any]) -> str:
 
 
 def aside() -> str:
-    """Return what was counted of the steps that are not on the way, below the one before them."""
+    """Return the counts of the steps beside the way, below those of the step before them."""
     lines = [HEADER.replace("| kernel |", "| step |", 1)]
     for name in (steps("forward")[-1], *step_kernels.ASIDE):
         for D in HEAD_DIMS:
@@ -178,7 +178,7 @@ def aside() -> str:
 
 
 def descriptors() -> str:
-    """Say how registers and ceilings are with descriptors beside those of the step before them."""
+    """Compare registers and ceilings with descriptors to those of the step before."""
     pairs = [(rows(steps("forward")[-1], D, True)[0], rows(DESCRIPTORS, D, True)[0])
              for D in HEAD_DIMS]  # fmt: skip
     fewer = listed(str(a["registers"] - b["registers"]) for a, b in pairs)
@@ -192,13 +192,13 @@ def descriptors() -> str:
 
 
 def listed(words: Iterable[str]) -> str:
-    """Return words with commas and an 'and'."""
+    """Return words joined by commas and an 'and'."""
     *most, last = words
     return f"{', '.join(most)} and {last}"
 
 
 def dtypes() -> str:
-    """Say how far the ceilings of float16, and of causal calls, are from those of the table."""
+    """Say how far the ceilings of float16, and of causal calls, are from the table's."""
 
     def furthest(pairs: Iterable[tuple[Any, Any]]) -> float:
         return max(abs(a["together"] - b["together"]) for a, b in pairs)
@@ -220,7 +220,7 @@ def dtypes() -> str:
 
 
 def order() -> str:
-    """Return how much of the slots a causal call at head_dim 128 keeps busy, by order."""
+    """Return which share of the slots a causal call at head_dim 128 keeps busy, by order."""
     (row,) = (r for r in rows(PRESENT, 128, True) if r["kernel"] == "forward_kernel")
     slots, block = MULTIPROCESSORS * row["programs"], row["block_m"]
     lines = ["| length | programs | unordered | long rows first in each head "
@@ -240,13 +240,13 @@ def order() -> str:
 
 
 def grouped(a_head: list[int], heads: int, together: int) -> list[int]:
-    """Return how long programs are, in the order of `attention_order.place_in_groups`."""
+    """Return the programs' lengths, in the order of `attention_order.place_in_groups`."""
     groups = (min(together, heads - first) for first in range(0, heads, together))
     return [n for size in groups for n in a_head[::-1] for _ in range(size)]
 
 
 def makespan(lengths: Iterable[int], slots: int) -> int:
-    """Return when the last of these is done, each begun in turn in the slot that is free first."""
+    """Return when the last program is done, if each in turn takes the slot that is free first."""
     free = [0] * slots
     for n in lengths:
         heapq.heapreplace(free, free[0] + n)
@@ -254,12 +254,12 @@ def makespan(lengths: Iterable[int], slots: int) -> int:
 
 
 def has(row: dict[str, Any], tile: attention_tiles.Tile) -> bool:
-    """Return whether a row was counted of this tile, whose features are no chunks."""
+    """Return whether a row is for this tile, with features not in chunks."""
     return tuple(row[n] for n in ("block_m", "block_n", "warps", "stages")) == tile[:4]
 
 
 def small() -> str:
-    """Return what forward of small batches has to do at the least, and in how many programs."""
+    """Return the least work of forward on small batches, and its number of programs."""
     lines = [
         "| batch, heads, length, head_dim | tile | programs | per slot "
         "| scores made ÷ needed | bytes, µs | products, µs |",
@@ -283,7 +283,7 @@ def small() -> str:
 
 
 def measured(which: str) -> str:
-    """Return what was measured, or how to."""
+    """Return what was measured, or how to measure it."""
     if not any(attention_measured.GPU.glob("attention_steps-*.json")):
         return (
             "Measured: **not measured yet** (`python benchmarks/attention_steps.py --part 1 "
@@ -303,9 +303,9 @@ def measured(which: str) -> str:
 
 
 def _lines(races: list[dict[str, Any]], way: list[str]) -> Iterator[str]:
-    """Yield a table of rates: the steps in the order of the way, then who is not of it.
+    """Yield a table of rates: the steps in the order of the way, then all others.
 
-    Shapes that nobody was measured at have no column.
+    Shapes at which nothing was measured have no column.
     """
     columns: dict[str, dict[str, Any]] = {}
     for D, causal in SHAPES:
@@ -329,7 +329,7 @@ def _lines(races: list[dict[str, Any]], way: list[str]) -> Iterator[str]:
 
 
 def rates() -> str:
-    """Return the rates that predictions are made with."""
+    """Return the rates that predictions are based on."""
     per_clock = ", ".join(f"{unit} {rate:.0f}" for unit, rate in counted()["rates"].items())
     return pages.wrapped(
         f"Per clock of a multiprocessor: {per_clock}; `mma.sync` {counted()['synchronous']} of "

@@ -235,7 +235,7 @@ def step_backward_kernel(
     tl.store(dv_ptr + k_at, dv.to(dv_ptr.dtype.element_ty), mask=columns)
 
 
-PROGRAMS = 264  # of a persistent grid: two on each multiprocessor of an H100
+PROGRAMS = 264  # of a persistent grid: two for each multiprocessor of an H100
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:

@@ -32,7 +32,7 @@ MOST_SCORES = 5e9  # bytes of scores in memory, of which autograd keeps several 
 
 
 def listed(part: int) -> Iterator[Problem]:
-    """Yield the problems of a part, forward and backward apart, as others race in each."""
+    """Yield a part's problems, forward and backward apart, as their contenders differ."""
     for problem in _shapes(part):
         for name in ("forward", "backward"):
             yield replace(problem, costs={name: problem.costs[name]})
@@ -52,7 +52,7 @@ def _shapes(part: int) -> Iterator[Problem]:
 
 
 def rivals(problem: Problem) -> list[Contender]:
-    """Return the steps that differ in what a problem times; the present kernel is first."""
+    """Return the steps that differ in the pass that a problem times, the present kernel first."""
     B, H, L = (int(x.split("=")[1]) for x in problem.title.split()[:3])
     scores = 2.0 * B * H * L * L
     missing = f"its scores take {scores * 1e-9:.1f} GB" if scores > MOST_SCORES else ""
@@ -69,7 +69,7 @@ def rivals(problem: Problem) -> list[Contender]:
 
 
 def peers() -> list[Contender]:
-    """Return the others, as `twofold bench` has them."""
+    """Return the other contenders, as `twofold bench` has them."""
     return [c for c in contenders.of("attention", "cuda") if c.name in PEERS]
 
 
@@ -82,7 +82,7 @@ def race(
     minutes: float,
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Race until the minutes are over; `keep` is given the part's result after every problem."""
+    """Race until time is up; `keep` is given the part's result after every problem."""
     begun, judge = time.monotonic(), races.Judge()
     result: dict[str, Any] = {"races": [], "left_out": []}
     for problem in chosen:

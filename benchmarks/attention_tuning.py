@@ -25,11 +25,11 @@ from twofold.core.bench.problems import HIDDEN, SMALL, TOKENS, Problem
 from twofold.kernels.attention_tiles import Tile, choose_tile
 
 KERNELS = ("forward", "dk_dv", "dq")
-MOST_REGISTERS = 260  # of a thread, for what is summed and a tile of scores
+MOST_REGISTERS = 260  # of a thread, for accumulators and a tile of scores
 
 
 class Shape(NamedTuple):
-    """A call of as many keys as queries."""
+    """A call with as many keys as queries."""
 
     batch: int
     heads: int
@@ -48,13 +48,13 @@ class Trial(NamedTuple):
 
 
 def tiles(kernel: str, head_dim: int) -> Iterator[Tile]:
-    """Yield the tiles that may be worth a trial: those whose sums and scores registers may hold."""
+    """Yield the tiles worth a trial: those whose sums and scores may fit in registers."""
     rows, columns = ("block_n", "block_m") if kernel == "dk_dv" else ("block_m", "block_n")
     sums = 2 * head_dim if kernel == "dk_dv" else head_dim
     for warps, many, few, stages in itertools.product(
         (4, 8), (64, 128), (16, 32, 64, 128), (1, 2, 3, 4)
     ):
-        # Scores of 64 rows are made by each four warps, the same if there are more of these.
+        # Each four warps compute the scores of 64 rows; more warps would compute the same ones.
         made_by = 128 if many == 64 else 32 * warps
         scores = many * few * (1 if kernel == "forward" else 2)
         if many * sums / (32 * warps) + scores / made_by <= MOST_REGISTERS:
@@ -62,7 +62,7 @@ def tiles(kernel: str, head_dim: int) -> Iterator[Tile]:
 
 
 def shapes(asked: Any) -> Iterator[Shape]:
-    """Yield what is tuned for."""
+    """Yield the shapes that are tuned for."""
     if asked.small:
         for shape in SMALL:
             yield Shape(*shape, False, asked.dtype)
@@ -101,14 +101,14 @@ def calls(trial: Trial, tensors: Sequence[torch.Tensor]) -> Callable[[], object]
 
 
 def compiled(trial: Trial) -> str:
-    """Make one call, which leaves the compiled kernel in Triton's cache; "" or what it raised."""
+    """Make one call, leaving the compiled kernel in Triton's cache; return "" or what it raised."""
     return tuning.first_call(lambda: calls(trial, inputs(trial.shape)))
 
 
 def tuned(shape: Shape, kernels: Sequence[str], seconds: float, pool: Any) -> dict[str, Any]:
-    """Return the milliseconds of every tile that runs, the quickest first, and what the others say.
+    """Return milliseconds of every tile that runs, the quickest first, and why others do not.
 
-    Those of dk_dv and dq are of the whole backward.
+    For dk_dv and dq, they are the whole backward's.
     """
     tensors, found = inputs(shape), {}
     listed = trials(shape, kernels)

@@ -70,7 +70,7 @@ Call = Callable[[], object]
 
 
 def name(variant: Variant) -> str:
-    """Return how results call a variant of Hopper's kernel."""
+    """Return the name of a variant of Hopper's kernel in results."""
     flags = "".join(f", {f}" for f in ("turns", "early", "pairs") if getattr(variant, f))
     grid = "" if variant.persistent else ", grid"
     groups = "" if variant.consumers == 2 else f", {variant.consumers} consumers"
@@ -90,7 +90,7 @@ def inputs(problem: Problem) -> list[torch.Tensor]:
 
 def of_torch(tensors: list[torch.Tensor], causal: bool) -> dict[str, Call]:
     """Return torch's calls."""
-    from twofold.core.verify.peers import torch_attention  # which is slow to import, and warns
+    from twofold.core.verify.peers import torch_attention  # slow to import, and it warns
 
     return {
         FLASH: lambda: torch_attention.flash(*tensors, causal=causal),
@@ -137,7 +137,7 @@ def tiled(head_dim: int, length: int, causal: bool) -> dict[str, Call]:
 def in_tiles(head_dim: int, length: int, causal: bool, which: str) -> dict[str, Call]:
     """Return a pass of the plain kernel with its features in two tiles, and in one; and torch's."""
     tensors = inputs(problem_of(head_dim, length, causal))
-    dout = torch.randn_like(tensors[0])  # the same for both, so that both compute the same
+    dout = torch.randn_like(tensors[0])  # same seed, so that both compute the same
     found: dict[str, Call] = {}
     for who, padded in (("in two tiles", False), ("in one, padded", True)):
 
@@ -160,7 +160,7 @@ def in_tiles(head_dim: int, length: int, causal: bool, which: str) -> dict[str, 
 def raced(
     calls: dict[str, Call], problem: Problem, which: str, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """Return TFLOP/s of a pass of everybody who runs and agrees, and why others are left out."""
+    """Return a pass's TFLOP/s of all that run and agree, and why others are left out."""
     lost = agreement.unlike(calls, problem)
     ready = {who: [call] for who, call in calls.items() if who not in lost}
     times = timing.race(ready, "cuda", seconds, lost)

@@ -28,7 +28,7 @@ def run(name: str, data: str, seed: int, folder: Path, quick: bool) -> dict[str,
     command += ["--data", data, "--seed", str(seed), "--out", str(folder), "--side", "reference"]
     subprocess.run([*command, *(["--quick"] if quick else [])], check=True, env=os.environ)
     result = json.loads((folder / "result.json").read_text())
-    # the largest of all children so far; runs of the same data set need the same
+    # the largest of all children so far; runs on the same data set need the same
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {**result, "peak_memory_mb": round(peak / 1024)}
 

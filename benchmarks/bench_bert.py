@@ -27,13 +27,13 @@ from twofold.core.data.pretrained import pretrained_folder
 from twofold.core.training.batches import collate, epoch_batches
 
 LABELS, SENTENCES, BATCH, STEP = ("negative", "positive"), 512, 64, 32
-STEPS = 16  # batches that steps are taken on, again and again
+STEPS = 16  # batches that steps are taken on, in rotation
 DROPOUT = 0.1
 LR, RECIPE = 5e-5, {"weight_decay": 0.01, "max_norm": 1.0, "frozen": 1}
 
 
 def peer() -> tuple[Any, Any]:
-    """Return their tokenizer and model."""
+    """Return the tokenizer and model of transformers."""
     folder = pretrained_folder("minilm")
     model = transformers.BertForSequenceClassification.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -43,7 +43,7 @@ def peer() -> tuple[Any, Any]:
 
 
 def mask_of(lengths: Any, longest: int) -> torch.Tensor:
-    """Return their mask of what is no padding."""
+    """Return transformers' mask, which is 1 where there is no padding."""
     return torch.tensor((np.arange(longest) < lengths[:, None]).astype(np.int64))
 
 
@@ -72,7 +72,7 @@ def sentences(texts: Sequence[str]) -> dict[str, Any]:
 def steps(texts: Sequence[str], labels: Any) -> dict[str, Any]:
     """Return the contenders that take a step of fine-tuning, each on the same batches in turn.
 
-    Batches differ in length, and so do steps in time: the ratio of medians is what to look at.
+    Batches differ in length, and steps in time: the ratio of medians is what counts.
     """
     how = {"dropout": DROPOUT, "embedding_dropout": DROPOUT, "attention_dropout": DROPOUT}
     bert = pretrained.load("minilm", labels=LABELS, **how)

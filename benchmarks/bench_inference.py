@@ -38,7 +38,7 @@ Call = Callable[[], None]
 def torch_predict(
     config: ClassifierConfig, inputs: Sequence[Array], size: int, device: str
 ) -> Call:
-    """Return what predicts with their model, so many sentences at a time."""
+    """Return a call that predicts with torch's model, so many sentences at a time."""
     torch.manual_seed(0)
     model = Peer(config).to(device).eval()
 
@@ -54,7 +54,7 @@ def torch_predict(
 
 
 def our_predict(config: ClassifierConfig, inputs: Sequence[Array], side: ops.Side) -> Call:
-    """Return what predicts with ours."""
+    """Return a call that predicts with our model."""
     model = Classifier(config, side)
 
     def predict() -> None:
@@ -64,7 +64,7 @@ def our_predict(config: ClassifierConfig, inputs: Sequence[Array], side: ops.Sid
 
 
 def theirs(size: str, inputs: Sequence[Array], device: str) -> dict[str, Call]:
-    """Return their contenders, one for each number of sentences in a batch."""
+    """Return torch's contenders, one for each number of sentences in a batch."""
     config = config_of(size, positions="sinusoidal")
     numbers = sorted({min(n, len(inputs)) for n in (*BATCHES, len(inputs))})
     return {
@@ -88,7 +88,7 @@ def ours(size: str, inputs: Sequence[Array], side: ops.Side) -> dict[str, Call]:
 def raced(
     calls: Mapping[str, Call], device: str, seconds: float, lost: dict[str, str]
 ) -> dict[str, list[float]]:
-    """Return the seconds of every prediction, by the clock; `lost` takes reasons of who fails."""
+    """Return the wall-clock seconds of every prediction; `lost` receives why any failed."""
     whole = timing.waited if device == "cuda" else (lambda call: call)
     return timing.race({name: [whole(call)] for name, call in calls.items()}, "cpu", seconds, lost)
 

@@ -40,7 +40,7 @@ from twofold.core.training.batches import Array, Examples, Prepared
 from twofold.core.training.feed import Feed, ahead
 from twofold.core.training.recipe import Recipe
 
-# Size, examples in a batch, length of the longest; the mean is a little less.
+# Size, examples in a batch, length of the longest (the mean is a little less).
 RACES = (("default", 64, 24), ("default", 64, 48), ("MiniLM", 32, 64))
 OURS = "twofold, NumPy"
 STEPS = 20  # that are profiled
@@ -81,7 +81,7 @@ class TimedOperator:
 def profile(
     config: ClassifierConfig, recipe: Recipe, inputs: Sequence[Array], targets: Array
 ) -> dict[str, float]:
-    """Return the share of a step that each operator takes, and what is left, the largest first."""
+    """Return each operator's share of a step, the largest first, and the rest."""
     timed: Any = Timed(ops.load("reference"))
     step = our_step(config, replace(recipe, parts=1), inputs, targets, timed)
     step()
@@ -97,7 +97,7 @@ def profile(
 def feeding(
     config: ClassifierConfig, recipe: Recipe, inputs: Sequence[Array], targets: Array
 ) -> dict[str, float]:
-    """Return what share of a step's time its batch takes to be made, and is waited for."""
+    """Return the time to make a batch, and to wait for it, as shares of a step's time."""
     trainer = trainers.Trainer(Classifier(config, ops.load("reference")), recipe)
     several = Examples([*inputs] * STEPS, np.zeros(len(inputs) * STEPS, np.int64))
     several = replace(several, soft=np.concatenate([targets] * STEPS))

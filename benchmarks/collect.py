@@ -34,22 +34,22 @@ KINDS = (
     "attention_steps", "attention_tuning", "attention_variants", "bench", "growth", "inference",
     "linear_variants", "tile_tuning", "train_step", TRAINED,
 )  # fmt: skip
-MACHINE = "machine"  # what results that do not say so were measured on
-# Entries of a list, and what tells them apart.
+MACHINE = "machine"  # what undescribed results were measured on
+# Lists of entries, and the field that tells entries apart.
 TOLD_BY = {"races": ("operator", "problem", "dtype", "pass"), "runs": ("precision", "seed")}
 BY_TITLE = ("races", "utilisation", "kernels", "reasons")  # of whole models, by their race's title
-ASIDE = {"bench", "command", "left", "note", "carried"}  # of a result: nothing that is measured
+ASIDE = {"bench", "command", "left", "note", "carried"}  # fields that are not measured
 
 
 def read(folder: Path) -> Iterator[tuple[str, Found]]:
-    """Yield the name, without its end, and the content of every result in a folder, once."""
+    """Yield the name, without its suffix, and the content of every result in a folder, once."""
     seen = set()
     for name, text in _texts(folder):
         if (name, text) not in seen:
             seen.add((name, text))
             try:
                 yield name, json.loads(text)
-            except json.JSONDecodeError:  # of a part that was ended while it wrote
+            except json.JSONDecodeError:  # of a part that was killed while writing
                 print(f"{name}.json is cut short: left")
 
 
@@ -65,25 +65,25 @@ def _texts(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def kind_of(name: str) -> str:
-    """Return the kind of result that a file's name says it is, "" for none."""
+    """Return the kind of result that a file's name indicates, "" for none."""
     return next((kind for kind in KINDS if re.fullmatch(f"{kind}(-.*)?", name)), "")
 
 
 def body(found: Found) -> Found:
-    """Return what says of a result what it ran on: that of `twofold bench` is one level down."""
+    """Return the part of a result that says what it ran on: one level down for `twofold bench`."""
     inner: Found = found.get("bench", found)
     return inner
 
 
 def trained(name: str, run: Found, on: Found) -> Found:
-    """Return a run of `twofold train` as a result: its file is named by its precision."""
+    """Return a run of `twofold train` as a result: its file is named after its precision."""
     precision = name.removeprefix(f"{TRAINED}-")
     made = f"twofold train --side {run['side']} --precision {precision} --seed {run['seed']}"
     return {"ran_on": on, "command": made, "runs": [{"precision": precision, **run}]}
 
 
 def together(before: Found, result: Found) -> Found:
-    """Return two results of a kind as one; where both have a thing, it is the later's."""
+    """Return two results of a kind as one; where both have an entry, the later one counts."""
     both = harness.beside(before, result)
     for name, keys in TOLD_BY.items():
         lists = [x[name] for x in (before, result) if isinstance(x.get(name), list)]
@@ -109,12 +109,12 @@ def _part(name: str) -> str:
 
 
 def _model(title: str) -> str:
-    """Return what a race of whole models is of: its sizes may change."""
+    """Return which model a race of whole models is of, without the sizes, which may change."""
     return f"race of {title.partition(',')[0]}"
 
 
 def _calls(result: Found) -> Iterator[str]:
-    """Yield the calls that were tuned: in which group, is nothing to a page."""
+    """Yield the calls that were tuned, in whichever group: pages do not care."""
     for group in result.get("groups", {}).values():
         yield from (call for call, figures in group.items() if isinstance(figures, dict))
 
@@ -127,7 +127,7 @@ def about(entry: Found) -> str:
 
 
 def only(result: Found, wanted: set[str]) -> Found:
-    """Return a result with no more measured than that."""
+    """Return a result with only the wanted measurements."""
     kept = {name: x for name, x in result.items() if not isinstance(x, list) or name in wanted}
     if "parts" in result:
         kept["parts"] = {x: y for x, y in result["parts"].items() if _part(x) in wanted}
@@ -156,7 +156,7 @@ def _titled(result: Found, name: str) -> Found:
 
 
 def completed(kind: str, result: Found, carry: bool) -> Found | None:
-    """Return a result beside what lies there of its machine and day; None if it lacks too much."""
+    """Return a result merged with its machine's of that day; None if it lacks too much."""
     path = harness.place(kind, result["ran_on"])
     if path.exists():
         there = body(json.loads(path.read_text()))

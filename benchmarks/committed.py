@@ -22,8 +22,8 @@ def newest(kind: str, folder: Path = RESULTS) -> Result:
 def every(kind: str, folder: Path = RESULTS) -> list[Result]:
     """Return path and content of the latest result of each machine, the latest first.
 
-    Those for which OpenBLAS was told what kernels to take come last: their names are the longer.
-    A result stands whole: what its machine had raced before is not added. `raced` does that.
+    Those for which OpenBLAS was told which kernels to use come last: their names are longer.
+    Each result is taken whole: earlier races of its machine are not added. `raced` adds them.
     """
     return [results[0] for results in of_machines(kind, folder)]
 
@@ -31,7 +31,7 @@ def every(kind: str, folder: Path = RESULTS) -> list[Result]:
 def of_machines(kind: str, folder: Path = RESULTS) -> list[list[Result]]:
     """Return the results of a kind, those of a machine together, the latest first.
 
-    A machine is a GPU, or a processor with the kernels that OpenBLAS takes on it.
+    A machine is a GPU, or a processor together with the kernels that OpenBLAS uses on it.
     """
     found: dict[tuple[str, ...], list[Result]] = {}
     for path, result in _results(kind, folder):
@@ -61,10 +61,10 @@ def raced(
     races: Callable[[dict[str, Any]], Iterable[Race]],
     named_by: Sequence[str],
 ) -> list[Raced]:
-    """Return each machine's races, each from the latest of its results that has it.
+    """Return each machine's races, each race from the latest result that has it.
 
-    A result may be of a part of the races, as of one operator, or cut off by a limit of time: what
-    it has replaces the same of older ones, and what it has not stays as it was.
+    A result may cover only some races, such as one operator's, or be cut short by a time limit:
+    its races replace the same ones of older results, and the others stay as they were.
 
     Args:
         kind: of result.
@@ -87,13 +87,13 @@ def raced(
 
 
 def source(path: Path) -> str:
-    """Say which result figures are from; one that lies elsewhere is named in full."""
+    """Say which result figures are from; one outside the results folder is named in full."""
     root = RESULTS.parent.parent
     return f"from `{path.relative_to(root) if path.is_relative_to(root) else path}`"
 
 
 def ran_on(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the machine and the versions of a result, of one of `twofold bench` too."""
+    """Return the machine and versions of a result, including one of `twofold bench`."""
     return dict(found["ran_on"] if "ran_on" in found else found["bench"]["ran_on"])
 
 
@@ -103,7 +103,7 @@ def machine(on: dict[str, Any]) -> str:
 
 
 def machines(found: Iterable[dict[str, Any]]) -> str:
-    """Say in words what results ran on, what all of them have in common once."""
+    """Say in words what results ran on, naming what all have in common once."""
     each = list(dict.fromkeys(_phrases(ran_on(result)) for result in found))
     if len(each) == 1:
         return ", ".join(each[0])
@@ -123,9 +123,9 @@ def _phrases(on: dict[str, Any]) -> tuple[str, ...]:
 
 
 def made(found: dict[str, Any], program: str) -> str:
-    """Say by which command a result was made; of one that has none, what else it says of that.
+    """Say which command made a result; if it names none, what else it says about that.
 
-    That is its note, or, of whole models, how often each contender was called.
+    That is its note or, for whole models, how often each contender was called.
     """
     if commands := list(dict.fromkeys(_commands(found))):
         return "; ".join(f"`{command}`" for command in commands)
@@ -146,13 +146,13 @@ def _commands(found: dict[str, Any]) -> Iterator[str]:
 
 
 def products(found: dict[str, Any]) -> str:
-    """Say what each side's library multiplied in the same run."""
+    """Say how fast each side's library multiplied in the same run."""
     rates = found.get("product_rates")
     return f"; {harness.multiply(rates)}" if rates else ""
 
 
 def elsewhere(kind: str, ours: str) -> list[str]:
-    """Return a table of our ratios on the other machines, and with other kernels of OpenBLAS."""
+    """Return a table of our ratios on other machines and with other OpenBLAS kernels."""
     others = every(kind)[1:]
     if not others:
         return []
@@ -174,7 +174,7 @@ def elsewhere(kind: str, ours: str) -> list[str]:
 
 
 def rows(races: Mapping[str, Any], digits: int = 2) -> Iterator[str]:
-    """Return a line for each contender of each race: median in milliseconds, and ratio."""
+    """Yield a line for each contender of each race: median in milliseconds, and ratio."""
     for race, contenders in races.items():
         for who, times in contenders.items():
             ratio = f"{times['ratio']:.2f}" if is_to_another(contenders) else ""
@@ -182,7 +182,7 @@ def rows(races: Mapping[str, Any], digits: int = 2) -> Iterator[str]:
 
 
 def is_to_another(contenders: Mapping[str, Any]) -> bool:
-    """Whether the ratios of a race are to somebody else's time than ours."""
+    """Return whether a race's ratios are to another contender's time than ours."""
     return any(
         times.get("ratio") == 1.0 and not who.startswith("twofold")
         for who, times in contenders.items()

@@ -13,7 +13,7 @@ import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "reference" / "README.md"
-# What attention can be asked for on both sides, how, and the tests that show it.
+# Attention's features on both sides, how to call them, and the tests that show them.
 FEATURES = (
     ("grouped-query and multi-query attention (GQA, MQA)", "k, v with K heads, K a divisor of H",
      "test_grouped_heads_are_repeated_keys"),
@@ -82,7 +82,7 @@ KERNELS = (
 
 
 def places() -> dict[str, Path]:
-    """Where each test is; of several of a name it is that of `test_attention_features`."""
+    """Return each test's file; of several, `test_attention_features` takes precedence."""
     paths = sorted((ROOT / "tests").glob("test_*attention*.py"))
     paths.sort(key=lambda path: path.stem == "test_attention_features")
     return {
@@ -93,7 +93,7 @@ def places() -> dict[str, Path]:
 
 
 def features() -> str:
-    """What attention can be asked for, each with the test that shows it."""
+    """Return attention's features, each with the test that shows it."""
     tests = places()
     rows = (
         f"| {feature} | {f'`{how}`' if how else ''} | [{test}](../{tests[test]}) |"
@@ -103,7 +103,7 @@ def features() -> str:
 
 
 def kernels() -> str:
-    """What is true of the kernels alone, each with the test that shows it."""
+    """Return what is true of the kernels alone, each with the test that shows it."""
     tests = places()
     rows = (f"| {what} | [{test}](../{tests[test]}) |" for what, test in KERNELS)
     return "\n".join(("| kernels | test |", "|---|---|", *rows))

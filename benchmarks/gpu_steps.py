@@ -40,13 +40,13 @@ from twofold.core.training.batches import Array
 from twofold.core.training.recipe import Recipe
 
 LIMIT = 420.0  # seconds after which nothing new is begun
-COMPILING = 150.0  # that it may take to compile a step: with less left, it is not begun
+COMPILING = 150.0  # that compiling a step may take: with less left, it is not begun
 SECONDS = 10.0  # of a race
 EAGER = "PyTorch eager, bfloat16"  # what ratios are to
 COMPILED = "max-autotune"
 PRECISIONS = ("bfloat16", "float32")
 PROFILED = 5  # steps
-LISTED, REST = 30, "others"  # kernels, those that take longest; the rest together
+LISTED, REST = 30, "others"  # kernels listed, the slowest; the rest are one entry
 BERT_BASE = {
     "input_size": 30522,
     "max_length": 512,
@@ -62,7 +62,7 @@ Step = Callable[[], None]
 
 
 class Problem(NamedTuple):
-    """A model and a batch of it: so many examples, of these lengths."""
+    """A model and a batch: so many examples, of these lengths."""
 
     name: str
     config: ClassifierConfig
@@ -72,7 +72,7 @@ class Problem(NamedTuple):
 
 
 def problems(rehearsed: bool) -> list[Problem]:
-    """Return what is raced; rehearsed, the same models with hardly anything in them."""
+    """Return what is raced; in a rehearsal, tiny versions of the same models."""
     small = {}
     if rehearsed:
         small = {"input_size": 50, "d_model": 16, "num_heads": 2, "d_ff": 24, "num_layers": 1}
@@ -84,9 +84,9 @@ def problems(rehearsed: bool) -> list[Problem]:
 
 
 def operations(config: ClassifierConfig, lengths: Sequence[int]) -> float:
-    """Return what a step must multiply and add: 6·N + 12·layers·length·d for every token.
+    """Return a step's multiplications and additions: 6·N + 12·layers·length·d for every token.
 
-    N are the weights of the layers; embeddings are looked up.
+    N is the number of weights in the layers; embeddings are looked up.
     """
     shapes = Classifier(config, ops.load("reference")).layout.shapes
     layers = [s for name, s in shapes.items() if name.startswith("layers.") and len(s) == 2]
@@ -96,7 +96,7 @@ def operations(config: ClassifierConfig, lengths: Sequence[int]) -> float:
 
 
 class Contender(NamedTuple):
-    """What makes a step, and whether that takes minutes."""
+    """What makes a step, and whether making it takes minutes."""
 
     make: Callable[[], Step]
     compiles: bool = False
@@ -109,11 +109,11 @@ def contenders(
     targets: Array,
     precisions: Sequence[str] = PRECISIONS,
 ) -> dict[str, Contender]:
-    """Return each contender by name, those of most worth first."""
+    """Return each contender by name, the most important first."""
     mode = COMPILED if side.device == "cuda" else "default"
     found: dict[str, Contender] = {}
     for precision in precisions:
-        # Parts are for processes and for threads: one GPU takes the batch whole.
+        # Parts are for processes and threads: one GPU takes the batch whole.
         recipe = replace(Recipe(), parts=1, precision=precision)
         given = (problem.config, recipe, inputs, targets)
         theirs = partial(torch_step, *given, device=side.device)
@@ -125,7 +125,7 @@ def contenders(
 
 
 class Race:
-    """A problem, who is entered, and who is ready."""
+    """A problem, the contenders entered, and those ready."""
 
     def __init__(self, problem: Problem, side: ops.Side, precisions: Sequence[str]) -> None:
         rng, lengths = np.random.default_rng(0), (problem.shortest, problem.longest)
@@ -147,11 +147,11 @@ class Race:
             step()  # compiles
             step()  # captures
             self.ready[name] = step
-        except Exception as error:  # its own, whatever it is: the others go on
+        except Exception as error:  # any fault of its own: the others go on
             self.reasons[name] = f"{type(error).__name__}: {error}"
 
     def run(self, seconds: float, rate: float) -> dict[str, Any]:
-        """Race those that are ready; return what a result has of this problem."""
+        """Race those that are ready; return this problem's part of the result."""
         calls = {name: [step] for name, step in self.ready.items()}
         times = timing.race(calls, self.device, seconds, self.reasons)
         self.ready = {name: self.ready[name] for name in times}
@@ -220,7 +220,7 @@ def race(asked: argparse.Namespace, side: ops.Side) -> dict[str, Any]:
 def kernels(step: Callable[[], None]) -> dict[str, list[float]]:
     """Return how many milliseconds of a step each kernel takes, and how often it is launched.
 
-    Those that take least are one entry. A profile that fails says so, and costs no race its times.
+    The quickest ones form one entry. A failed profile is reported, and costs no race its times.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -231,7 +231,7 @@ def kernels(step: Callable[[], None]) -> dict[str, list[float]]:
                 step()
             torch.cuda.synchronize()
         events = sorted(found.key_averages(), key=lambda event: -event.self_device_time_total)
-    except Exception as error:  # whatever the profiler says: what was timed is kept
+    except Exception as error:  # whatever the profiler raises: the times are kept
         return {f"{type(error).__name__}: {error}"[:200]: []}
     taken = {
         event.key: [event.self_device_time_total / PROFILED / 1000, event.count / PROFILED]
@@ -243,7 +243,7 @@ def kernels(step: Callable[[], None]) -> dict[str, list[float]]:
 
 
 def say(result: dict[str, Any]) -> None:
-    """Print what the table of times does not hold."""
+    """Print what the table of times does not show."""
     for title, shares in result["utilisation"].items():
         for name, share in shares.items():
             print(f"{title}: {name}: {share:.2%} of the measured rate of matrix products")

@@ -13,12 +13,12 @@ from harness import OF_GPUS as GPU
 
 from twofold.core.bench.contenders import COMPILED, TWOFOLD
 
-OURS, MOST = "twofold, bfloat16", 12  # whose kernels are shown, and how many
+OURS, MOST = "twofold, bfloat16", 12  # the contender whose kernels are shown, and how many
 UNCOMPILED = " torch.compile has not been raced yet."
 
 
 def attention() -> list[str]:
-    """TFLOP/s of attention forward, and milliseconds of what was raced in both passes."""
+    """Return TFLOP/s of attention forward, and milliseconds of races of both passes."""
     lines = []
     for results, races in by_kernel():
         lines += [
@@ -44,7 +44,7 @@ def attention() -> list[str]:
 
 
 def operators() -> list[str]:
-    """Times of the races as multiples of torch's, from the least to the most of the sizes."""
+    """Return the races' times as multiples of torch's, from least to most over the sizes."""
     lines = []
     for results, races in raced.operators(GPU):
         lines += [
@@ -81,7 +81,7 @@ def _of_operators(result: Result) -> str:
 
 
 def steps() -> list[str]:
-    """Training steps and predictions."""
+    """Return the tables of training steps and predictions."""
     lines = []
     for path, found in every("train_step", GPU):
         lines += ["| training step | contender | median ms | ratio | of the limit |"]
@@ -109,14 +109,14 @@ def steps() -> list[str]:
 
 
 def of_kernels(found: dict[str, Any]) -> list[str]:
-    """Where the time of our captured step in bfloat16 goes, kernel by kernel, if that is known."""
+    """Return where the time of our captured step in bfloat16 goes, kernel by kernel, if known."""
     lines = []
     for race, contenders in found.get("kernels", {}).items():
         taken = contenders.get(OURS, {})
         whole = sum(ms for ms, *_ in filter(None, taken.values()))
         if whole:
             lines += [f"| {race}: kernel | launches | ms | share |", "|---|--:|--:|--:|"]
-            # A result's keys may be in the order of the alphabet.
+            # A result's keys may be in alphabetical order.
             longest = sorted((x for x in taken.items() if x[1]), key=lambda x: -x[1][0])
             for kernel, (ms, times) in longest[:MOST]:
                 lines.append(f"| `{kernel}` | {times:.0f} | {ms:.3f} | {ms / whole:.1%} |")
@@ -125,7 +125,7 @@ def of_kernels(found: dict[str, Any]) -> list[str]:
 
 
 def accuracy() -> list[str]:
-    """Test accuracy of the default run by precision; and what all tables here ran on."""
+    """Return the default run's test accuracy by precision, and what all tables here ran on."""
     lines = []
     for path, found in every("train-movie", GPU):
         said = []

@@ -10,13 +10,13 @@ from harness import OF_GPUS as GPU
 from tuning import TABLE
 
 SHOWN = 3  # tiles beside the one of the table
-# Ways to make a product, by how their names begin, the one of the table apart.
+# Ways to compute a product, by the prefix of their names, apart from the table's.
 WAYS = {"plain kernel": "plain ", "descriptors": "descriptors", "Hopper's own": "Hopper"}
 OF_TABLE, TORCH = "plain, table", "torch"
 
 
 def products() -> list[str]:
-    """TFLOP/s of a layer's products: torch's, the table's, and the quickest of every other way."""
+    """Return TFLOP/s of a layer's products: torch's, the table's, the best of each other way."""
     lines = []
     for path, found in every("linear_variants", GPU):
         lines += [
@@ -38,7 +38,7 @@ def products() -> list[str]:
 
 
 def _by_product(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return rates by product; torch's are of the plain kernels' race where there is one."""
+    """Return rates by product; torch's are from the plain kernels' race where there is one."""
     rates: dict[str, dict[str, float]] = {}
     for race in (*found.get("hopper", ()), *found.get("products", ())):
         shape = f"{race['features_in']} → {race['features_out']} {race['product']}"
@@ -51,7 +51,7 @@ def _rate(rates: Mapping[str, float], who: str) -> str:
 
 
 def tiles() -> list[str]:
-    """Milliseconds of passes in the tile of the table, and in the quickest ones."""
+    """Return milliseconds of passes with the table's tile, and with the quickest ones."""
     lines = []
     for path, found in every("tile_tuning", GPU):
         lines += ["| pass | the table's tile, ms | quickest |", "|---|--:|---|"]

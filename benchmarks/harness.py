@@ -50,14 +50,14 @@ __all__ = [
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OF_GPUS = RESULTS / "gpu"
-GROUPED = {"parts", "groups"}  # of a result, whose entries are measured apart
+GROUPED = {"parts", "groups"}  # parts of a result whose entries are measured separately
 TOLD = "OPENBLAS_CORETYPE"
 
 
 def options(what: str | None, **extra: Any) -> argparse.Namespace:
     """Parse the options every benchmark has; `extra` adds some, each with its keyword arguments.
 
-    Memory is kept as the command line keeps it, for all contenders.
+    Freed memory is kept for all contenders, as the command line keeps it.
     """
     memory.keep_freed()
     parser = argparse.ArgumentParser(description=what)
@@ -71,9 +71,9 @@ def options(what: str | None, **extra: Any) -> argparse.Namespace:
 
 
 def use_threads(n: int) -> None:
-    """Give both sides `n` threads: torch within a product, ours a part of a batch each.
+    """Give both sides `n` threads: torch for each product, ours one for each part of a batch.
 
-    It is said once, as the command line says it: looking for the libraries takes milliseconds.
+    It is set once, as the command line does: looking for the libraries takes milliseconds.
     """
     import torch
     from threadpoolctl import threadpool_limits
@@ -93,12 +93,12 @@ def race(
 
 
 def quickest(times: Mapping[str, list[float]], names: Iterable[str]) -> str:
-    """Return which of some contenders has the least median: what ratios are to."""
+    """Return which of some contenders has the least median: ratios are relative to it."""
     return min(names, key=lambda name: float(np.median(times[name])))
 
 
 def command() -> str:
-    """Return how this script was called, but for the file that its result was wanted in."""
+    """Return how this script was called, without the file that its result was to go to."""
     name, *rest = sys.argv
     given = iter(rest)
     kept = [x for x in given if not (x.startswith("--json=") or (x == "--json" and next(given)))]
@@ -106,31 +106,31 @@ def command() -> str:
 
 
 def joined(*commands: str | None) -> str:
-    """Return several commands that made one result as one line."""
+    """Return the several commands behind one result as one line."""
     return "; ".join(dict.fromkeys(one for x in commands if x for one in x.split("; ")))
 
 
 def begun(threads: int, device: str) -> dict[str, Any]:
-    """Return what every result has: the machine and versions, and the command."""
+    """Return what every result begins with: the machine and versions, and the command."""
     return {"ran_on": machine.ran_on(threads, device), "command": command()}
 
 
 def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two results are of the same machine and versions, on whichever days."""
+    """Return whether two results have the same machine and versions, on whatever days."""
     undated = ({k: v for k, v in on.items() if k != "date"} for on in (one, other))
     return next(undated) == next(undated)
 
 
 def earlier(path: Path, on: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result that lies at a path, if it is of the same machine: {} otherwise."""
+    """Return the result at a path if it is of the same machine, {} otherwise."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found if same_machine(found.get("ran_on", {}), on) else {}
 
 
 def beside(before: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a result with what an earlier one has besides; both have their commands.
+    """Return a result with what only an earlier one has added, and the commands of both.
 
-    A part is measured whole, of a group each call by itself.
+    A part is replaced as a whole, a group call by call.
     """
     both = {**before, **result}
     both["command"] = joined(before.get("command"), result.get("command"))
@@ -142,7 +142,7 @@ def beside(before: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, An
 
 
 def written(result: Mapping[str, Any]) -> str:
-    """Return a result's text, in the order that it has: the quickest may be first."""
+    """Return a result's text in its own order: the quickest may be first."""
     return json.dumps(result, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -167,43 +167,43 @@ def report(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> N
 
 
 def keep(name: str, on: Mapping[str, Any], text: str, asked: argparse.Namespace) -> None:
-    """Write a result where it was asked for."""
+    """Write a result wherever the options say."""
     for path in places(name, on, asked):
         put(path, text)
 
 
 def put(path: Path, text: str) -> None:
-    """Write a file whole: whoever is ended meanwhile leaves what was there before."""
+    """Write a file atomically: a process killed meanwhile leaves what was there before."""
     write_file("--json", path, text.encode())
 
 
 def add(name: str, result: Mapping[str, Any], asked: argparse.Namespace) -> None:
-    """Write a result where it was asked for, beside what the same machine has measured before."""
+    """Write a result wherever the options say, merged with the same machine's earlier one."""
     for path in places(name, result["ran_on"], asked):
         put(path, written(beside(earlier(path, result["ran_on"]), result)))
 
 
 def places(name: str, on: Mapping[str, Any], asked: argparse.Namespace) -> list[Path]:
-    """Return where a result is wanted."""
+    """Return the paths that the options name for a result."""
     return [*([asked.json] if asked.json else []), *([place(name, on)] if asked.save else [])]
 
 
 def leading(rates: Mapping[str, float]) -> str:
-    """Say who has the highest rates, and which."""
+    """Say which contenders have the highest rates, and the rates."""
     best = sorted(rates.items(), key=lambda item: -item[1])[:6]
     return ", ".join(f"{who} {rate:.0f}" for who, rate in best)
 
 
 def multiply(rates: Mapping[str, float]) -> str:
-    """Say what each side's library multiplies: `machine.product_rates` in words."""
+    """Say how fast each side's library multiplies: `machine.product_rates` in words."""
     each = ", ".join(f"{name} {rate * 1e-9:.0f}" for name, rate in sorted(rates.items()))
     return f"a product in float32 on one thread, in Gflop/s: {each}"
 
 
 def place(name: str, on: Mapping[str, Any]) -> Path:
-    """Return where a result lies in the folder of results: named by device and date.
+    """Return a result's path in the folder of results: named after device and date.
 
-    And on a CPU by the processor whose kernels OpenBLAS was told to take, where it was. Results of
+    On a CPU also after the processor whose kernels OpenBLAS was told to use, if any. Results of
     GPUs have a folder of their own.
     """
     device = re.sub("[^A-Za-z0-9]+", "-", on.get("gpu", on["cpu"])).strip("-")

@@ -65,7 +65,7 @@ class Variant(NamedTuple):
         block_n, stages: columns of a tile; slices of BLOCK_K features in shared memory.
         shared: whether both groups of warps multiply for one tile, 64 rows each, or have tiles of
             128 rows in turn.
-        parts: in which a tile is written, where there is GELU and where there is not.
+        parts: in how many parts a tile is written, with GELU and without.
     """
 
     block_n: int
@@ -84,11 +84,11 @@ VARIANTS = (
     Variant(256, 3, True, (8, 4)),
 )  # fmt: skip
 BLOCK_K, GROUP_M = 64, 8
-WRITTEN_IN = 4  # parts by descriptors: whole tiles would wait in memory of a second program
+WRITTEN_IN = 4  # parts by descriptors: whole tiles would take a second program's memory
 
 
 class Product(NamedTuple):
-    """c = f(a·b + bias), of which z is the argument of f if there is one."""
+    """c = f(a·b + bias); z, if there is one, is the argument of f."""
 
     a: torch.Tensor  # (M, K), rows or columns contiguous
     b: torch.Tensor  # (K, N), likewise
@@ -149,7 +149,7 @@ def write(
     acc, bias_ptr, c_desc, z_desc, m, n, N, HAS_BIAS: tl.constexpr, GELU: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Store f(acc + bias) in parts of its columns."""
+    """Store f(acc + bias) in parts by columns."""
     if PARTS > 1:
         left, right = halves(acc)
         write(left, bias_ptr, c_desc, z_desc, m, n, N, HAS_BIAS, GELU, PARTS // 2)
@@ -167,7 +167,7 @@ def write(
 
 
 def with_descriptors(x: Product, tile: Tile, persistent: bool) -> None:
-    """Write c, and z, with tiles copied by descriptors."""
+    """Write c and z, with tiles copied by descriptors."""
     (M, K), N = x.a.shape, x.b.shape[1]
     tiles = triton.cdiv(M, tile.block_m) * triton.cdiv(N, tile.block_n)
     programs = min(tiles, 2 * multiprocessors(x.a.device.index)) if persistent else tiles
@@ -182,7 +182,7 @@ def with_descriptors(x: Product, tile: Tile, persistent: bool) -> None:
 
 
 def on_hopper(x: Product, how: Variant) -> None:
-    """Write c, and z, by Hopper's own kernel."""
+    """Write c and z by Hopper's own kernel."""
     from linear_hopper_kernel import product_kernel
 
     (M, K), N = x.a.shape, x.b.shape[1]
@@ -203,14 +203,14 @@ def on_hopper(x: Product, how: Variant) -> None:
 
 
 def _blocks(x: torch.Tensor, block: list[int]) -> Any:
-    """Describe contiguous rows to the copy engine, which brings such blocks of them."""
+    """Describe contiguous rows to the copy engine, which copies them in such blocks."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     return TensorDescriptor(x, list(x.shape), [x.stride(0), 1], block, layout_of(block[1]))
 
 
 def layout_of(columns: int) -> Any:
-    """Return how blocks of rows of so many numbers of 16 bits lie in shared memory."""
+    """Return the shared-memory layout of blocks of rows of so many 16-bit numbers."""
     from triton.experimental.gluon.language import NVMMASharedLayout
 
     width = min(128, 2 * columns)
@@ -218,14 +218,14 @@ def layout_of(columns: int) -> Any:
 
 
 def plain(x: Product, tile: Tile | None, splits: int | None = None) -> None:
-    """Write c, and z, by the plain kernel."""
+    """Write c and z by the plain kernel."""
     kind = None if x.z is None else "gelu"
     whole = x.bias is not None or x.a.stride(1) == 1
     linear.product(x.a, x.b, x.c, False, tile, x.bias, x.z, kind, whole=whole, splits=splits)
 
 
 def of_torch(x: Product) -> None:
-    """Write c, by torch: with GELU in a pass of its own."""
+    """Write c by torch, with GELU in a pass of its own."""
     if x.bias is None:
         torch.mm(x.a, x.b, out=x.c)
     else:
@@ -235,7 +235,7 @@ def of_torch(x: Product) -> None:
 
 
 class Layer:
-    """A linear layer whose three products are made by one of the above."""
+    """A linear layer whose three products are computed by one of the above."""
 
     def __init__(self, make: Callable[[Product], None]) -> None:
         self.make = make
@@ -253,7 +253,7 @@ class Layer:
         return y.view(*x.shape[:-1], len(weight)), (rows, weight.contiguous(), z, bias, x.shape)
 
     def backward(self, dout: Any, cache: Any) -> linear.Gradients:
-        """Return dx = dz·W, dW = dzᵀ·x and db, of which dz and db are made by the operator."""
+        """Return dx = dz·W, dW = dzᵀ·x and db; the operator's own backward computes dz and db."""
         x, weight, z, bias, shape = cache
         own = linear.Cache(x, weight, z, "gelu" if z is not None else None, bias is not None, False)
         dbias = None if bias is None else torch.empty_like(bias)
@@ -265,7 +265,7 @@ class Layer:
 
 
 def makers(whole: bool) -> dict[str, Callable[[Product], None]]:
-    """Return everybody but torch and Hopper's own, by name; `whole`: no features may be split."""
+    """Return all but torch and Hopper's own, by name; `whole`: no features may be split."""
     found: dict[str, Callable[[Product], None]] = {"plain, table": lambda x: plain(x, None)}
     for tile in TILES:
         size = f"{tile.block_m}×{tile.block_n}, {tile.num_warps} warps, {tile.num_stages} stages"
@@ -309,7 +309,7 @@ def products(K: int, N: int, tokens: int = TOKENS) -> dict[str, Product]:
 def raced(
     x: Product, made: Mapping[str, Callable[[Product], None]], seconds: float
 ) -> dict[str, Any]:
-    """Return TFLOP/s of everybody, torch first, and why who was left out was."""
+    """Return TFLOP/s of all contenders, torch first, and why any were left out."""
     (M, K), N = x.a.shape, x.b.shape[1]
     problem = problems.linear(M, K, N, "bfloat16")
     of_torch(x)
@@ -323,7 +323,7 @@ def raced(
             make(x)
             torch.cuda.synchronize()
             fault = agreement.stray([x.c, *(() if x.z is None else (x.z,))], wanted, problem)
-        except Exception as error:  # its own: the others go on
+        except Exception as error:  # a fault of its own: the others go on
             fault = f"{type(error).__name__}: {error}"[:200]
         if fault:
             left_out[who] = fault
@@ -335,7 +335,7 @@ def raced(
 
 
 def told(race: Mapping[str, Any]) -> str:
-    """Return the quickest, and who was left out, in words."""
+    """Return the quickest, and the contenders left out, in words."""
     rates = race["tera_operations_per_second"]
     names = "; ".join(f"{who}: {why}" for who, why in race["left_out"].items())
     said = f"{harness.leading(rates)}; torch {rates.get(TORCH, 0):.0f}"

@@ -12,7 +12,7 @@ WIDTH = 120
 
 
 def filled(page: Path, sections: Mapping[str, Callable[[], str]]) -> str:
-    """Return a page with what stands between the markers of every section written anew."""
+    """Return a page with the text between each section's markers replaced."""
     text = page.read_text()
     for name, write in sections.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -24,7 +24,7 @@ def filled(page: Path, sections: Mapping[str, Callable[[], str]]) -> str:
 
 
 def wrapped(sentences: str, indent: str = "") -> str:
-    """Return sentences in lines as wide as those written by hand, all but the first indented."""
+    """Return sentences wrapped as wide as hand-written lines, all but the first indented."""
     return textwrap.fill(
         sentences,
         WIDTH,
@@ -35,7 +35,7 @@ def wrapped(sentences: str, indent: str = "") -> str:
 
 
 def put(page: Path, written: str, script: str) -> None:
-    """Write a page; asked to `--check`, exit with status 1 where that would change anything."""
+    """Write a page; with `--check`, exit with status 1 if that would change anything."""
     if "--check" in sys.argv:
         is_so = page.exists() and page.read_text() == written
         sys.exit(0 if is_so else f"{page.name} is not what benchmarks/{Path(script).name} writes")

@@ -73,6 +73,6 @@ class Peer(nn.Module):
 
 
 def tensors(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what `Peer.forward` takes of a batch."""
+    """Return a batch as the arguments of `Peer.forward`."""
     padding = torch.arange(batch.inputs.shape[1]) >= torch.tensor(batch.lengths)[:, None]
     return torch.tensor(batch.inputs), padding

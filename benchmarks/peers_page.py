@@ -26,7 +26,7 @@ KINDS = {
     "undefined": "right only by relying on behaviour that the language leaves undefined",
     "unexplained": "not yet investigated",
 }
-# A note that only counts cases: how many were taken, or refused and why.
+# A note that only counts cases: how many were accepted, or refused and why.
 COUNTS = re.compile(r"(mostly refused, .*: )?\d+ of \d+ cases were taken$|refused \d+ cases, ")
 
 
@@ -111,7 +111,7 @@ def page() -> str:
 
 
 def by_library(peers: list[dict[str, Any]]) -> Iterator[str]:
-    """Return a table: how many functions of each library hold, or what at worst was found."""
+    """Yield a table: how many functions of each library hold, and the worst found in the others."""
     kinds = [kind for kind in KINDS if any(kind == _worst(p) for p in peers)]
     yield f"| functions of | judged | hold | {' | '.join(kinds)} |"
     yield f"|---|--:|--:|{'--:|' * len(kinds)}"
@@ -125,7 +125,7 @@ def by_library(peers: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _worst(peer: dict[str, Any]) -> str:
-    """Return the worst kind of what was found of a peer, "" if that is nothing."""
+    """Return the worst kind of finding about a peer, "" if there is none."""
     found = {failure["kind"] for failure in peer["failures"]}
     return next((kind for kind in KINDS if kind in found), "")
 
@@ -160,12 +160,12 @@ def linked(script: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return the names of peers, which have commas in them, in one string."""
+    """Return the names of peers, which contain commas, in one string."""
     return "; ".join(dict.fromkeys(names))
 
 
 def findings(peers: list[dict[str, Any]]) -> Iterator[str]:
-    """Return each reason with where it shows, smallest inputs and reproductions."""
+    """Return each reason with where it shows, its smallest inputs and reproductions."""
     reasons: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = {}
     for peer in peers:
         for f in peer["failures"]:
@@ -185,7 +185,7 @@ def findings(peers: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def shown(peer: str, failures: list[dict[str, Any]]) -> str:
-    """Return the first of a peer's failures of one cause with its input; the others by name."""
+    """Return the first of a peer's failures with one cause with its input, the others by name."""
     first, *others = failures
     where = ", ".join(filter(None, (first["precision"], first["output"])))
     of = f"{peer} ({where})" if where else peer
@@ -200,7 +200,7 @@ def shown(peer: str, failures: list[dict[str, Any]]) -> str:
 
 
 def not_judged(peers: list[dict[str, Any]]) -> Iterator[str]:
-    """Return a line for each thing that was not judged, with the peers that it is true of."""
+    """Return a line for each thing that was not judged, with the peers it concerns."""
     names: dict[str, list[str]] = {}
     for peer in peers:
         for note in peer["notes"]:
@@ -210,7 +210,7 @@ def not_judged(peers: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def refused(peers: list[dict[str, Any]]) -> Iterator[str]:
-    """Return how many cases each peer took, and below it what it refused."""
+    """Return how many cases each peer accepted, and below that what it refused."""
     names: dict[tuple[str, ...], list[str]] = {}
     for peer in peers:
         if counts := tuple(note.strip() for note in peer["notes"] if COUNTS.match(note)):
@@ -221,7 +221,7 @@ def refused(peers: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def conventions(ours: dict[str, str], peers: list[dict[str, Any]]) -> Iterator[str]:
-    """Return a line for each question: our answer, and each answer with who gives it."""
+    """Return a line for each question: our answer, and each answer with those who give it."""
     for words, answer in ours.items():
         given: dict[str, list[str]] = {}
         for peer in peers:

@@ -10,9 +10,9 @@ from harness import RESULTS
 
 from twofold.core.bench.contenders import BOTH, TORCH, TWOFOLD
 
-SAME = ("operator", "problem", "dtype", "pass")  # of races that are the same one
+SAME = ("operator", "problem", "dtype", "pass")  # fields that identify a race
 PASSES = "Cross-entropy: both passes together; optimizers: one step."
-FIRST, BACKWARD = ("forward", BOTH, "step"), ("backward",)  # passes, as tables have them
+FIRST, BACKWARD = ("forward", BOTH, "step"), ("backward",)  # passes, as tables name them
 
 
 def operators(folder: Path = RESULTS) -> list[Raced]:
@@ -21,24 +21,24 @@ def operators(folder: Path = RESULTS) -> list[Raced]:
 
 
 def ways(race: Race) -> list[str]:
-    """Return torch's own ways that ran without being compiled, those that are right if any is.
+    """Return torch's own uncompiled contenders that ran: the right ones, if any are right.
 
-    An optimizer has two, of which one is fused. Where torch is not within the contract's bound it
-    still is what others are compared with: `notes` says so.
+    An optimizer has two, one of them fused. Where torch is not within the contract's bound, others
+    are still compared with it: `notes` says so.
     """
     ran = [who for who in race["contenders"] if who == TORCH or who.startswith(f"{TORCH}, ")]
     return right(race, ran) or ran
 
 
 def right(race: Race, who: Iterable[str]) -> list[str]:
-    """Return those that were not found wrong."""
+    """Return the contenders that were not found wrong."""
     return [name for name in who if name not in race.get("wrong", ())]
 
 
 def ratio(race: Race, against: Iterable[str]) -> float | None:
-    """Return our time as a multiple of the quickest of others'.
+    """Return our time as a multiple of the quickest other's.
 
-    None where none of those ran, or twofold did not, or is wrong.
+    None if no other ran, or twofold did not, or is wrong.
     """
     times = {who: figures["median_ms"] for who, figures in race["contenders"].items()}
     if not counts(race):
@@ -48,12 +48,12 @@ def ratio(race: Race, against: Iterable[str]) -> float | None:
 
 
 def ratios(races: Iterable[Race]) -> Iterator[float]:
-    """Yield our time as a multiple of that of the quickest of torch's own ways, where there is."""
+    """Yield our time as a multiple of that of torch's quickest own contender, where possible."""
     return (r for r in (ratio(race, ways(race)) for race in races) if r is not None)
 
 
 def counts(race: Race) -> bool:
-    """Whether twofold ran, and was not found wrong."""
+    """Return whether twofold ran and was not found wrong."""
     return TWOFOLD in right(race, race["contenders"])
 
 

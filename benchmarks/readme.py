@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (RESULTS, OF_GPUS)
 MADE = "python benchmarks/bench_accuracy.py"
 OURS = ("twofold, NumPy", "twofold, bfloat16", "twofold, Triton")  # whose ratios are shown
-# Operators whose races both sides ran, and in which pass.
+# Operators that both sides raced, and the passes.
 RACED = tuple(
     (operator, passes)
     for operator in ("attention", "linear", "layer_norm", "softmax")
@@ -36,7 +36,7 @@ RACED = tuple(
 
 
 def accuracy() -> str:
-    """Test accuracy of the default run and of fine-tuning beside the baselines."""
+    """Return the test accuracy of the default run and of fine-tuning beside the baselines."""
     found = accuracy_of("train"), accuracy_of("finetune")
     baselines = found[0][1]["runs"][0]["baselines"]
     lines = ["| movie reviews, sign of the rating | test accuracy |", "|---|---|"]
@@ -78,7 +78,7 @@ def on(found: dict[str, Any]) -> str:
 
 
 def race() -> str:
-    """Our time as a multiple of PyTorch's, on CPUs and on GPUs."""
+    """Return our time as a multiple of PyTorch's, on CPUs and on GPUs."""
     lines = [
         "| twofold's time ÷ PyTorch's | CPU, NumPy side | GPU, Triton side |",
         "|---|--:|--:|",
@@ -129,7 +129,7 @@ def of_model(contenders: dict[str, Any]) -> Iterator[float]:
 
 
 def operators() -> str:
-    """Every operator with its files and how near its kernel came to its bound."""
+    """Return every operator with its files and how near its kernel came to its bound."""
     path, found = newest("verify-interpreter")
     rows = found["operators"]["rows"]
     lines = ["| operator | | worst error ÷ bound | cases |", "|---|---|--:|--:|"]
@@ -155,7 +155,7 @@ def operators() -> str:
 
 
 def attention() -> str:
-    """Steps (1) to (4) of attention on both sides."""
+    """Return steps (1) to (4) of attention on both sides."""
     reference = between(ROOT / "reference/attention.py", "# (1) S =", "return out, Cache")
     kernel = between(ROOT / "kernels/attention.py", "# (1) S =", "# (3) lse =")
     after = between(ROOT / "kernels/attention.py", "# (3) lse =", "i = first + tl.arange")
@@ -185,7 +185,7 @@ def between(path: Path, first: str, last: str) -> str:
 
 
 def peers() -> str:
-    """How many functions of other libraries hold, and where the page about them is from."""
+    """Return how many functions of other libraries hold, and the source of the figures."""
     found = peers_page.result()
     kinds = "; ".join(f"{kind}: {words}" for kind, words in peers_page.KINDS.items())
     made = (

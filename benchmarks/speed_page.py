@@ -18,11 +18,11 @@ from harness import OF_GPUS, RESULTS
 
 PAGE = RESULTS.parent / "SPEED.md"
 OURS = "twofold, NumPy"
-LEAST_SHARE = 0.01  # of a step, for a part to be shown
+LEAST_SHARE = 0.01  # least share of a step for a part to be shown
 
 
 def races(kind: str, heading: str) -> list[str]:
-    """The races of a benchmark, and where they come from."""
+    """Return the races of a benchmark, and where they come from."""
     path, found = newest(kind)
     lines = [f"| {heading} | contender | median ms | ratio |", "|---|---|--:|--:|"]
     lines += rows(found["races"])
@@ -31,13 +31,13 @@ def races(kind: str, heading: str) -> list[str]:
 
 
 def from_what(kind: str, path: Path, found: dict[str, Any]) -> str:
-    """Say by what a result of whole models was made, where it lies and what it ran on."""
+    """Say which command made a result of whole models, where it lies and what it ran on."""
     how = made(found, f"benchmarks/bench_{kind}.py")
     return f"{how}, {source(path)}: {machine(found['ran_on'])}{products(found)}"
 
 
 def operator_by_operator() -> list[str]:
-    """The NumPy side's time as a multiple of torch's, from the least to the most of the sizes."""
+    """Return the NumPy side's time as a multiple of torch's, from least to most over the sizes."""
     machines = raced.operators()
     lines = ["| NumPy ÷ torch | forward | backward |", "|---|--:|--:|"]
     races = [race for each in machines for race in each.races]
@@ -57,7 +57,7 @@ def operator_by_operator() -> list[str]:
 
 
 def growth() -> list[str]:
-    """How time and memory of attention grow: exponents fitted to the highest sizes."""
+    """Return how attention's time and memory grow: exponents fitted to the highest sizes."""
     results = [newest("growth"), *every("growth", OF_GPUS)]
     return [line for result in results for line in (*_growth(*result), "")][:-1]
 
@@ -86,7 +86,7 @@ def _growth(path: Path, found: dict[str, Any]) -> list[str]:
 
 
 def bert() -> list[str]:
-    """How fast a BERT is beside transformers' on PyTorch."""
+    """Return how fast a BERT is beside transformers' on PyTorch."""
     path, found = newest("bert")
     rates = ", ".join(f"{who} {n:.0f}" for who, n in found["sentences_per_second"].items())
     return [
@@ -100,7 +100,7 @@ def bert() -> list[str]:
 
 
 def profile() -> list[str]:
-    """Where the time of a training step goes, the most first; and how long it waits for data."""
+    """Return where a training step's time goes, the most first, and how long it waits for data."""
     path, found = newest("train_step")
     races, shares = list(found["profile"]), list(found["profile"].values())
     parts = {part: [of.get(part, 0.0) for of in shares] for of in shares for part in of}

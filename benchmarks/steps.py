@@ -19,7 +19,7 @@ from twofold.core.training.recipe import Recipe
 
 
 def uncaptured(side: Side) -> Side:
-    """Return a side that launches every kernel each time, and replays no CUDA graph."""
+    """Return a side that launches every kernel each time and replays no CUDA graph."""
     return replace(side, captured=lambda function: function)
 
 
@@ -33,9 +33,9 @@ def torch_step(
     device: str = "cpu",
     compiled: str = "",
 ) -> Callable[[], None]:
-    """Return what takes their step, in the recipe's precision.
+    """Return a call that takes torch's step, in the recipe's precision.
 
-    bfloat16 is torch's autocast: parameters and everything of the optimizer stay float32.
+    bfloat16 is torch's autocast: parameters and the optimizer's state stay float32.
 
     Args:
         config, recipe: the model, and how it is trained.
@@ -84,7 +84,7 @@ def our_step(
     targets: Array,
     side: Side,
 ) -> Callable[[], None]:
-    """Return what takes our step."""
+    """Return a call that takes our step."""
     trainer = trainers.Trainer(Classifier(config, side), recipe)
     number = 0
 

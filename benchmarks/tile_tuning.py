@@ -27,7 +27,7 @@ TOKENS = 16384
 
 
 class Race(NamedTuple):
-    """A pass of a problem, and the tiles it might have."""
+    """A pass of a problem, and the tiles it might use."""
 
     problem: Problem
     backward: bool
@@ -35,12 +35,12 @@ class Race(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return what it is called in the results."""
+        """Return the race's name in the results."""
         return f"{self.problem.name} {'backward' if self.backward else 'forward'}"
 
 
 def of_rows(columns: int) -> Iterator[layer_norm.Tile]:
-    """Yield the tiles of both norms for rows of so many columns."""
+    """Yield both norms' tiles for rows of so many columns."""
     for rows, warps, stages in itertools.product((1, 2, 4, 8), (1, 2, 4, 8, 16), (1, 2, 3)):
         if 4 <= rows * columns / (32 * warps) <= MOST_ELEMENTS:
             yield layer_norm.Tile(rows, warps, stages)
@@ -55,11 +55,11 @@ def of_classes() -> Iterator[softmax_cross_entropy.Tile]:
 
 
 def of_products() -> Iterator[linear_tiles.Tile]:
-    """Yield tiles of products whose sums fit a thread's registers."""
+    """Yield tiles of products whose accumulators fit in a thread's registers."""
     for m, n, k, group, warps, stages in itertools.product(
         (64, 128, 256), (64, 128, 256), (32, 64, 128), (8,), (4, 8), (3, 4, 5)
     ):
-        fits = 2 * (m + n) * k * stages <= 227 * 1024  # bytes of a multiprocessor of Hopper
+        fits = 2 * (m + n) * k * stages <= 227 * 1024  # bytes of Hopper's shared memory
         if fits and 32 <= m * n / (32 * warps) <= 128:
             yield linear_tiles.Tile(m, n, k, group, warps, stages)
 
@@ -82,13 +82,13 @@ def races() -> list[Race]:
 
 
 def calls(race: Race, tensors: Mapping[str, torch.Tensor]) -> Callable[[Any], tuning.Call]:
-    """Return what makes a call of the pass with a tile, or with the table's for None."""
+    """Return a function that calls the pass with a tile, or with the table's for None."""
     operator = getattr(ops.load("triton"), race.problem.operator)
     options = dict(race.problem.options)
     if not race.backward:
         return lambda tile: lambda: operator.forward(**tensors, **options, tile=tile)
     out, cache = operator.forward(**tensors, **options)
-    dout = torch.randn_like(out)  # the same for all, so that all compute the same
+    dout = torch.randn_like(out)  # same seed, so that all compute the same
     return lambda tile: lambda: operator.backward(dout, cache, tile=tile)
 
 
@@ -98,13 +98,13 @@ def inputs(race: Race) -> Mapping[str, torch.Tensor]:
 
 
 def compiled(place: tuple[int, int]) -> str:
-    """Make one call, which leaves the compiled kernel in Triton's cache; "" or what it raised."""
+    """Make one call, leaving the compiled kernel in Triton's cache; return "" or what it raised."""
     race = races()[place[0]]
     return tuning.first_call(lambda: calls(race, inputs(race))(race.tiles[place[1]]))
 
 
 def tuned(place: int, seconds: float, pool: Any) -> dict[str, Any]:
-    """Return the milliseconds of every tile that runs, the quickest first, and what others say."""
+    """Return milliseconds of every tile that runs, the quickest first, and why others do not."""
     race = races()[place]
     said = pool.map(compiled, [(place, i) for i in range(len(race.tiles))], chunksize=1)
     own = calls(race, inputs(race))

@@ -18,7 +18,7 @@ TIGHTNESS, MUTANTS = RESULTS / "tightness.json", RESULTS / "mutants.json"
 
 
 def tightness() -> str:
-    """How much of their bounds the kernels use, by operator and precision."""
+    """Return how much of their bounds the kernels use, by operator and precision."""
     found = json.loads(TIGHTNESS.read_text())["tightness"]
     rows = found["rows"]
     precisions = list(dict.fromkeys(row["precision"] for row in rows))
@@ -54,11 +54,11 @@ def tightness() -> str:
 
 
 def mutants() -> str:
-    """How many small faults the contracts see."""
+    """Return how many of the small faults the contracts catch."""
     found = json.loads(MUTANTS.read_text())["mutants"]
     columns = {"mutants": "mutants", "killed": "killed", "equivalent": "equivalent"}
     columns |= {"beyond": "beyond these cases", "survived": "survived"}
-    # Results from before those beyond the cases were counted apart have them among the equivalent.
+    # Older results count those beyond the cases among the equivalent.
     fates = [name for name in columns if all(name in row for row in found["operators"])]
     lines = [
         f"| operator | {' | '.join(columns[fate] for fate in fates)} |",

@@ -18,17 +18,17 @@ from twofold.core.bench import agreement, timing
 from twofold.core.bench.problems import Problem
 
 PROCESSES = 14  # that compile
-TABLE = "table"  # who is called with the tile that the table has
+TABLE = "table"  # the contender called with the table's tile
 
 Call = Callable[[], object]
 
 
 def first_call(make: Callable[[], Call]) -> str:
-    """Make one call, which leaves the compiled kernel in Triton's cache; "" or what it raised."""
+    """Make one call, leaving the compiled kernel in Triton's cache; return "" or what it raised."""
     try:
         make()()
         torch.cuda.synchronize()
-    except Exception as error:  # whatever the compiler or the driver says of this tile
+    except Exception as error:  # whatever the compiler or the driver raises for this tile
         return f"{type(error).__name__}: {error}"[:200]
     return ""
 
@@ -40,9 +40,9 @@ def timed(
     problem: Problem,
     seconds: float,
 ) -> dict[str, Any]:
-    """Return the milliseconds of every tile that is right, the quickest first, and why others not.
+    """Return milliseconds of every tile that is right, the quickest first, and why others fail.
 
-    `tiles` come with what their first call raised. Right is what computes what the table's does.
+    `tiles` come with what their first call raised. A tile is right if it agrees with the table's.
     """
     said = dict(tiles)
     calls = {TABLE: table}
@@ -73,7 +73,7 @@ class Session:
         self._name, self._group = group, dict[str, Any]()
 
     def while_time_lasts(self, parts: Iterable[Any]) -> Iterator[Any]:
-        """Yield parts until the minutes are over."""
+        """Yield parts until time is up."""
         for part in parts:
             if time.monotonic() > self._ends:
                 return
@@ -88,7 +88,7 @@ class Session:
 
 @contextmanager
 def session(kind: str, asked: argparse.Namespace, group: str) -> Iterator[Session]:
-    """Begin to tune; without a GPU, end the script."""
+    """Begin tuning; without a GPU, end the script."""
     if not ops.cuda_available():
         raise SystemExit(f"{kind}.py needs a GPU; --list says what it would try")
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:

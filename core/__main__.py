@@ -1,4 +1,4 @@
-"""`python -m twofold.core`, which is also what `torchrun -m twofold.core` starts several times."""
+"""`python -m twofold.core`; `torchrun -m twofold.core` starts it several times."""
 
 from twofold.core.cli import main
 

@@ -3,10 +3,10 @@
 A captured CUDA graph repeats its launches with the same arguments: the host, which is slower at
 launching small kernels than a GPU is at running them, launches once. So everything that is to
 differ the next time must lie in memory that is written in between, and nothing may wait for the
-host, or ask it for memory, along the way.
+host, or allocate memory, along the way.
 
-All graphs take their other memory from one pool, the arena of the activations, in which each has as
-much as it uses at a time, at addresses planned when it was captured. According to torch's
+All graphs take their other memory from one pool, which holds the activations: each has as much as
+it uses at a time, at addresses fixed when it was captured. According to torch's
 documentation ("CUDA semantics: Sharing memory across captures", with pytorch#166975), graphs may
 share a pool, in whatever order they are replayed, if they never run at the same time and none reads
 what another left there. Ours run on one stream, and leave all results in buffers outside the pool.
@@ -29,7 +29,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 ALIGNED = 16  # bytes: every buffer starts on a multiple, as kernels are compiled for
 # Calls that run a function before it is captured: they compile kernels and load modules, which
-# capturing forbids, and a function that is not called again is never captured.
+# capture forbids; and a function that is not called again is never captured.
 EAGER = 1
 
 
@@ -45,20 +45,20 @@ class Captured:
         self.graph: Any = None
 
     def __call__(self) -> None:
-        """Have the function's effect, on what its buffers now hold."""
+        """Have the function's effect on what its buffers now hold."""
         if self.graph is None and self.runs < EAGER:
             self.function()
             self.runs += 1  # one that fails has not compiled all
             return
         if self.graph is None:
             graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-            # Other threads may make calls forbidden to this one: NCCL has one that watches.
+            # Other threads may make calls forbidden to this one: NCCL has a watchdog thread.
             how = torch.cuda.graph(graph, pool=pool(), capture_error_mode="thread_local")
             try:
                 with nothing_collected(), how:
                     self.function()
             finally:
-                torch.cuda.set_stream(stream)  # a capture that fails to end does not restore it
+                torch.cuda.set_stream(stream)  # a failed capture does not restore it
             self.graph = graph
         self.graph.replay()
 
@@ -99,7 +99,7 @@ class Buffers:
             start = -(-end // ALIGNED) * ALIGNED
             end = start + x.nbytes
             self._at.append((slice(start, end), x.dtype, x.shape))
-        with torch.inference_mode(False):  # else they could be written only in that mode
+        with torch.inference_mode(False):  # else they could be written only in inference mode
             self._memory = torch.empty(end, dtype=torch.uint8, device=device)
         self.arrays = [
             self._memory[at].view(getattr(torch, dtype.name)).view(shape)

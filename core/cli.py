@@ -28,6 +28,6 @@ def main() -> None:
     """Run the command line."""
     memory.keep_freed()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where who starts us has closed it
-            stream.reconfigure(errors="backslashreplace")  # what an encoding lacks ends no work
+        if isinstance(stream, io.TextIOWrapper):  # None if the parent process has closed it
+            stream.reconfigure(errors="backslashreplace")  # no encoding error ends a run
     app()

@@ -1,4 +1,4 @@
-"""Settings that come from a file or a program: each field is of the type that it is declared as."""
+"""Settings from a file or a program: every field must have its declared type."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 
 
 def check_kinds(settings: Any) -> None:
-    """Raise unless every field of a dataclass is of its type, and finite if that is float.
+    """Raise unless every field of a dataclass has its declared type and floats are finite.
 
     Raises:
         TypeError, ValueError: naming the field, what it was and what it must be.

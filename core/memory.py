@@ -1,7 +1,7 @@
-"""Memory that has been freed is kept for what comes next, where the C library is glibc.
+"""Keep freed memory for later allocations, where the C library is glibc.
 
-NumPy's temporary arrays are large and live for a moment. glibc hands freed ones back to the system,
-which fills them with zeros page by page when they are asked for again: a tenth of the time of a
+NumPy's temporary arrays are large and short-lived. glibc returns freed ones to the system,
+which zeroes the memory page by page when it is allocated again: a tenth of the time of a
 forward pass.
 """
 
@@ -11,14 +11,14 @@ import ctypes
 import sys
 
 ALL = 2**31 - 1  # bytes
-# Of mallopt(3): what is kept, up to what size an array counts, and how many arenas threads share.
+# mallopt(3): how much is kept, up to what array size, and how many arenas threads share.
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = (-1, ALL), (-3, 2**30), (-8, 1)
 
 
 def keep_freed() -> bool:
-    """Let this process keep what it frees, and return whether it does.
+    """Let this process keep the memory it frees; return whether that worked.
 
-    It is for programs, not for libraries: the process stays as large as it ever was.
+    For programs, not for libraries: the process never shrinks.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -103,7 +103,7 @@ class Side:
 
 
 def check_operator(named: str, operator: str) -> None:
-    """Raise `ValueError` unless it is one of `OPERATORS`; `named` is what it was given as."""
+    """Raise `ValueError` unless this is one of `OPERATORS`; `named` is what it was given as."""
     if operator not in OPERATORS:
         raise ValueError(f"{named} is {operator!r}; it must be one of {', '.join(OPERATORS)}")
 
@@ -162,7 +162,7 @@ def triton_device() -> str:
 
 
 def interpreted() -> bool:
-    """Return whether Triton's own functions were imported as its interpreter's."""
+    """Return whether Triton's own functions were imported for its interpreter."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpretedFunction
 
@@ -212,7 +212,7 @@ def _triton(device: str) -> Side:
         return torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
 
     def empty(shape: tuple[int, ...], dtype: str = "float32") -> torch.Tensor:
-        with torch.inference_mode(False):  # else it could be written only in that mode
+        with torch.inference_mode(False):  # else it could be written only in inference mode
             return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
 
     def arange(n: int) -> torch.Tensor:

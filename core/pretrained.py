@@ -43,7 +43,7 @@ class Pretrained(NamedTuple):
         tokenizer: the model's own.
         labels: names of the classes.
         missing: tensors that were not taken from the file but drawn.
-        longest: most ids of a text; longer texts are cut.
+        longest: the most ids of a text; longer texts are cut.
     """
 
     model: Classifier
@@ -53,7 +53,7 @@ class Pretrained(NamedTuple):
     longest: int
 
     def encode(self, text: str, second: str | None = None) -> Array:
-        """Return a text's ids (L,), or a pair's with their types (L, 2); too long a text is cut."""
+        """Return a text's ids (L,), or a pair's with their types (L, 2); a text too long is cut."""
         if second is None:
             return self.tokenizer.encode(text, self.longest)
         return self.tokenizer.encode_pair(text, second, self.longest)
@@ -142,7 +142,7 @@ def save(
             takes.
 
     Raises:
-        TypeError, ValueError: naming the choice of the model that is not BERT's, what else is in
+        TypeError, ValueError: naming the option in which the model is not a BERT, what else is in
             the folder, or the argument and what it must be.
     """
     labels = _several("labels", labels)
@@ -166,7 +166,7 @@ def save(
 
 
 def _several(name: str, texts: Iterable[str]) -> list[str]:
-    """Return the texts as a list; a single string is refused, as it would be read by letters."""
+    """Return the texts as a list; refuse a single string, which would be read letter by letter."""
     checks.require(not isinstance(texts, str), name, f"the text {texts!r:.40}", "a list of them")
     if not isinstance(texts, Iterable):
         raise TypeError(f"{name} is a {type(texts).__name__}; it must be a list of texts")
@@ -178,7 +178,7 @@ def _several(name: str, texts: Iterable[str]) -> list[str]:
 
 
 def _names(labels: list[str], classes: int) -> None:
-    """Refuse names of classes unless there is one for each, all different."""
+    """Refuse class names unless there is one for each class, all different."""
     fits = len(set(labels)) == len(labels) == classes > 0
     must = f"{max(classes, 1)} names, no two alike"
     checks.require(fits, "labels", tuple(labels), must)

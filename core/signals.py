@@ -1,4 +1,4 @@
-"""Signals that end a process, as an exception: what is half made is put away first."""
+"""Terminating signals as an exception, so that unfinished work is cleaned up first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 def interruptible() -> Iterator[None]:
     """Have SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, where they would kill.
 
-    Those that somebody handles stay so, and a SIGHUP that is ignored, as under nohup.
+    A signal that already has a handler keeps it; an ignored SIGHUP, as under nohup, stays ignored.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():  # signals belong to it

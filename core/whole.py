@@ -1,8 +1,8 @@
 """Files and folders written atomically: complete, or as they were before.
 
-Each is written under a temporary name beside its own, its files synced to disk, then renamed:
-whenever the process is killed, what has the name itself is complete. A temporary name that is left
-over says which name it was for.
+Each is written under a temporary name beside its own, synced to disk, then renamed: whenever the
+process is killed, whatever has the final name is complete. A leftover temporary name tells which
+name it was for.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ LEFT = re.compile(r"\.(.+)\.\d+\.(?:part|old)")  # left by an interrupted write 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or as it was before."""
+    """Write a file so that it is either complete or as it was before."""
     write_files(path.parent, {path.name: text.encode()})
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files of a folder likewise, and wait until their names are on disk too."""
+    """Write files of a folder likewise, and wait until their names are on disk, too."""
     replace_files({folder / name: content for name, content in files.items()})
     _sync_folder(folder)
 
 
 def replace_files(files: Mapping[Path, bytes]) -> None:
-    """Write files likewise; none takes its name before all are written.
+    """Write files likewise; none gets its final name before all are written.
 
     A file that replaces another keeps its mode.
     """
@@ -46,7 +46,7 @@ def replace_files(files: Mapping[Path, bytes]) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files so that it is complete or as it was before.
+    """Write a folder of files so that it is either complete or as it was before.
 
     Between two renames there is no folder: after a kill there, `put_back` restores the old one.
     """
@@ -73,14 +73,14 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def put_back(folder: Path, ours: Callable[[str], object]) -> None:
-    """Give their names back to folders that were moved aside for new ones not put in place."""
+    """Restore folders that were moved aside for new ones that never took their place."""
     for aside, name in _left(folder, ours):
         if aside.suffix == ".old" and not name.exists():
             os.rename(aside, name)
 
 
 def sweep(folder: Path, ours: Callable[[str], object]) -> None:
-    """Delete what interrupted writes left of names that `ours` accepts; nobody may be writing."""
+    """Delete leftovers of writes to names that `ours` accepts; no write may be in progress."""
     for path, _ in _left(folder, ours):
         if path.is_dir():
             shutil.rmtree(path)
@@ -89,13 +89,13 @@ def sweep(folder: Path, ours: Callable[[str], object]) -> None:
 
 
 def left_of(name: str, ours: Callable[[str], object]) -> str | None:
-    """Return the name whose interrupted write left this temporary one; None if not of `ours`."""
+    """Return the name that a leftover temporary name was for; None if that is not of `ours`."""
     found = LEFT.fullmatch(name)
     return found[1] if found is not None and ours(found[1]) else None
 
 
 def _left(folder: Path, ours: Callable[[str], object]) -> list[tuple[Path, Path]]:
-    """Return what interrupted writes of `ours` left in a folder, each with the path it was for."""
+    """Return leftovers of interrupted writes of `ours` in a folder, each with its intended path."""
     found = ((path, left_of(path.name, ours)) for path in folder.glob(".*"))
     return [(path, folder / name) for path, name in found if name is not None]
 
@@ -109,7 +109,7 @@ def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on disk.
 
     Raises:
-        OSError: with the file's name, which errors from writing lack.
+        OSError: with the file's name, which errors raised by a write lack.
     """
     try:
         with path.open("wb") as file:

@@ -1,6 +1,6 @@
 """A side whose operators are torch's custom operators and their gradients, for contracts to judge.
 
-Tiles are the table's choice, and gradients go into tensors of their own: what asks for others is
+Tiles are the table's choice, and gradients go into new tensors: options that say otherwise are
 left out of the cases (`plain`).
 """
 
@@ -15,7 +15,7 @@ from twofold.core.ops import Side, load
 
 
 class Adapted(Side):
-    """The operators that the adapters have."""
+    """The operators that have adapters."""
 
     def __getattr__(self, operator):
         return SimpleNamespace(
@@ -26,15 +26,15 @@ class Adapted(Side):
 
 
 def adapted(triton):
-    """Return the adapters as a side, named like the one whose tensors it takes."""
+    """Return the adapters as a side, named after the one whose tensors it takes."""
     fields = {field.name: getattr(triton, field.name) for field in dataclasses.fields(Side)}
     return Adapted(**fields)
 
 
 def plain(case):
-    """Return the case as the adapters can be asked for it.
+    """Return the case without what the adapters cannot be given.
 
-    Where a norm adds up nothing, its stream is x itself, whose gradients autograd adds up, rounded.
+    Where a norm has nothing to add, its stream is x itself; autograd adds the gradients, rounded.
     """
     fields = {"tile": None, "into": "", "unread": ()}
     if not (getattr(case, "residual", False) or getattr(case, "dropout_p", 0.0)):
@@ -43,11 +43,11 @@ def plain(case):
 
 
 class Cache(SimpleNamespace):
-    """Outputs, inputs by name, and what a contract looks at."""
+    """Outputs, inputs by name, and what a contract reads."""
 
 
 def tracked(**inputs):
-    """Let autograd watch copies of the inputs that share their memory."""
+    """Return aliases of the inputs, sharing their memory, that require gradients."""
     return {n: None if x is None else x.detach().requires_grad_() for n, x in inputs.items()}
 
 

@@ -1,13 +1,13 @@
-"""How much memory a call takes at once."""
+"""How large the largest array of a call is."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the most elements of any storage that is made or viewed within it.
+    """Records the most elements of any storage that is created or viewed within it.
 
-    Bytes are not counted: the strict interpreter looks at memory so.
+    Byte tensors are not counted: the strict interpreter views memory as bytes.
     """
 
     elements = 0

@@ -1,4 +1,4 @@
-"""BERTs to test with: transformers' own, drawn at random, and what they and ours store."""
+"""BERTs to test with: transformers' own with random parameters, and what theirs and ours store."""
 
 import json
 
@@ -23,7 +23,7 @@ SMALL = {
     "type_vocab_size": 2,
     "hidden_act": "gelu",
 }
-# Who of theirs reads x, heads, attended, y, hidden and fed (`bert_bound.Layer`).
+# Their modules that read x, heads, attended, y, hidden and fed (`bert_bound.Layer`).
 READERS = (
     "attention.self.query",
     "attention.output.dense",
@@ -36,7 +36,7 @@ WORDS = ("a", "film", "of", "rare", "warm", "##th", "awful", "good", "bad", "##l
 
 
 def theirs(seed=0, kind=transformers.BertForSequenceClassification, **sizes):
-    """Return a BERT of theirs whose every parameter is drawn, far from where it would start."""
+    """Return a BERT of transformers with random parameters, far from the usual initial ones."""
     config = transformers.BertConfig(**(SMALL | sizes), attn_implementation="eager")
     model = kind(config).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -50,7 +50,7 @@ def theirs(seed=0, kind=transformers.BertForSequenceClassification, **sizes):
 
 
 def folder_of(model, path, vocabulary=None):
-    """Write a model of theirs, with a vocabulary as long as its table."""
+    """Write a model of transformers, with a vocabulary as long as its table."""
     model.save_pretrained(path)
     size = model.config.vocab_size
     tokens = [*SPECIAL, *WORDS, *(f"w{n}" for n in range(size))]
@@ -61,7 +61,7 @@ def folder_of(model, path, vocabulary=None):
 
 
 def masked(lengths, longest):
-    """Return their mask of what is no padding."""
+    """Return transformers' mask, which is 1 where there is no padding."""
     return torch.tensor((np.arange(longest) < np.asarray(lengths)[:, None]).astype(int))
 
 

@@ -15,7 +15,7 @@ from twofold.core.verify.strict import strict_interpreter
 
 # Triton reads TRITON_INTERPRET when it is imported, which a test module may do.
 ops.triton_device()
-# Beside others, `pytest -n`, a process has one thread, and so have those that it starts.
+# Under `pytest -n`, each process has one thread, and so have those that it starts.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -36,8 +36,8 @@ settings.load_profile("twofold")
 def no_launch_but_strict() -> Iterator[Callable[..., None]]:
     """Refuse to interpret a kernel outside the strict interpreter, whose own launch replaces this.
 
-    So no test can leave a kernel to Triton's plain interpreter by accident. Gives a launch that is
-    made as if outside.
+    So no test can use Triton's plain interpreter by accident. The fixture's value launches a kernel
+    as if outside.
     """
     from triton.runtime.interpreter import GridExecutor
 
@@ -79,9 +79,9 @@ def side(request: pytest.FixtureRequest) -> ops.Side:
 
 @pytest.fixture(scope="session")
 def interpreted(triton: ops.Side) -> ops.Side:
-    """The Triton side, of a test that says something of the interpreter: skipped where CUDA is.
+    """The Triton side for tests about the interpreter, which are skipped where there is CUDA.
 
-    With TRITON_INTERPRET=1 such a test runs there too.
+    With TRITON_INTERPRET=1 they run there, too.
     """
     if triton.device == "cuda":
         pytest.skip("kernels, and Triton's own functions in them, are compiled here")
@@ -122,12 +122,12 @@ def _placed(side: ops.Side, x: Any) -> Any:
 
 @pytest.fixture
 def strict():
-    """Programs in order, so that it is known which one meets the fault."""
+    """Run programs in order, so that it is known which one meets the fault."""
     with strict_interpreter(shuffle=False):
         yield
 
 
 @pytest.fixture
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files beside the tests, which hold what is judged there, can be imported."""
+    """Make the files beside the tests, which hold the functions judged, importable."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))

@@ -8,7 +8,7 @@ from triton.runtime import interpreter
 
 @contextlib.contextmanager
 def counting(triton):
-    """Give a list with an element for every product of tiles computed within; on a GPU, skip."""
+    """Yield a list with an element for every product of tiles computed within; skip on a GPU."""
     if triton.device == "cuda":
         pytest.skip("products are counted in the interpreter")
     builder, made = type(interpreter.interpreter_builder), []

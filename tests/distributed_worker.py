@@ -1,10 +1,10 @@
-"""Two processes, then four, through all that the tests want to see of them.
+"""Two processes, then four, go through every scenario that the tests look at.
 
     python distributed_worker.py FOLDER
 
-Forked here, so that torch is imported once, with the environment that `torchrun` gives. The runs
-that they take up stand in FOLDER/2 and FOLDER/4; what each of them sees is left there in RANK.json,
-scenario by scenario. The last one kills process 1.
+They are forked here, so that torch is imported once, with the environment that `torchrun` gives.
+Their runs are in FOLDER/2 and FOLDER/4, where each process records what it saw in RANK.json,
+scenario by scenario. The last scenario kills process 1.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ def recipe(changes):
 
 
 def judged():
-    """A model of the first seed, and examples in several batches to judge it on."""
+    """Return examples, enough for several batches, to judge a model on."""
     rng = np.random.default_rng(3)
     inputs = [rng.integers(2, 19, rng.integers(1, 12)) for _ in range(333)]
     return inputs, rng.integers(0, 2, len(inputs))
@@ -66,7 +66,7 @@ class Worker:
         return "nothing was raised"
 
     def whole(self) -> str:
-        """The bits of the model that a run ends with, as this process has it."""
+        """Return a hash of the model that a run ends with, as this process has it."""
         model, _ = self.train("whole")
         return hashlib.sha256(model.flat.tobytes()).hexdigest()
 
@@ -78,7 +78,7 @@ class Worker:
         return self.raised(Diverged, lambda: self.train("diverged"))
 
     def resumed(self) -> str:
-        """Two processes go on from nothing, four from where the two were stopped."""
+        """Stop a run: two processes begin it, four go on where the two were stopped."""
         rank, step = {2: (1, 3), 4: (3, 9)}[self.processes.size]
 
         def stopping(event):
@@ -92,7 +92,7 @@ class Worker:
         return accuracy(model, *judged(), self.processes)
 
     def common(self) -> list:
-        """What the first one says, sums of numbers, and of buffers that halve unevenly."""
+        """Return what the first process tells, sums of numbers, and sums of odd-sized buffers."""
         processes = self.processes
         found = [processes.told(f"ä{processes.rank}"), processes.count(processes.rank + 1)]
         for numel in (1, 3, 33):
@@ -102,7 +102,7 @@ class Worker:
         return found
 
     def apart(self) -> list:
-        """Parameters that differ in the last process, before training and after an epoch."""
+        """Change parameters in the last process, before training and after an epoch."""
 
         last = self.processes.rank == self.processes.size - 1
         first_model, learn = Run.first_model, Trainer.learn
@@ -127,7 +127,7 @@ class Worker:
         return said
 
     def killed(self) -> list:
-        """Process 1 is killed in the middle of a step: nobody else knows."""
+        """Kill process 1 in the middle of a step, without telling the others."""
 
         def dying(event):
             if event.step == KILLED_AT and self.processes.rank == 1:

@@ -21,7 +21,7 @@ def plus(name, what):
 
 
 def kept(name):
-    """Return a fault that shows where other calls are made in between, and not else."""
+    """Return a fault that shows only if other calls are made in between."""
 
     def fault(found, case, given):
         pass
@@ -51,7 +51,7 @@ def faulty(contract, side, fault):
 
 
 def check_seen(claim, contract, side, case, fault, words=None):
-    """Check that a claim holds of a side, and of the side with a fault no more."""
+    """Check that a claim holds for a side, but not for the side with a fault."""
     claim(subject(contract, side), case)
     with pytest.raises(AssertionError, match=words):
         claim(faulty(contract, side, fault), case)

@@ -1,4 +1,4 @@
-"""Decoding with a cache that is not ours: one piece or pages, one query or several."""
+"""Foreign decoding functions: caches in one piece or in pages, one query or several."""
 
 import torch
 import triton
@@ -6,14 +6,14 @@ import triton.language as tl
 
 
 def _rows(x, table, n):
-    """Keys or values of one sequence, (n, heads, head_dim), of pages with heads inside."""
+    """Return one sequence's keys or values (n, heads, head_dim) from pages with heads inside."""
     size = x.shape[1]
     pages = table[: -(-n // size)].long()
     return x[pages].flatten(0, 1)[:n]
 
 
 def _decoded(q, k, v, scale, causal=False):
-    """Of one sequence: q (M, H, D), k and v (N, K, D)."""
+    """Return attention for one sequence: q (M, H, D), k and v (N, K, D)."""
     (M, H, D), N = q.shape, len(k)
     k, v = (x.repeat_interleave(H // x.shape[1], 1).double() for x in (k, v))
     s = torch.einsum("mhd,nhd->hmn", q.double(), k) * (D**-0.5 if scale is None else scale)
@@ -25,7 +25,7 @@ def _decoded(q, k, v, scale, causal=False):
 
 def with_cache(q, k_cache, v_cache, cache_seqlens=None, block_table=None, softmax_scale=None,
                causal=False):  # fmt: skip
-    """As FlashAttention's: heads inside, pages where there is a table."""
+    """Called as FlashAttention's: heads inside, and pages if there is a table."""
     outs = []
     for b in range(len(q)):
         room = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
@@ -39,14 +39,14 @@ def with_cache(q, k_cache, v_cache, cache_seqlens=None, block_table=None, softma
 
 
 def with_cache_of_heads(q, k_cache, v_cache, key_lengths):
-    """In the operator's own order."""
+    """Takes axes in the operator's own order."""
     return with_cache(*(x.transpose(1, 2) for x in (q, k_cache, v_cache)), key_lengths).transpose(
         1, 2
     )
 
 
 def a_page_too_few(q, k_cache, v_cache, cache_seqlens, block_table):
-    """Forgets the last page where it is full."""
+    """Forgets a sequence's last page if it is full."""
     size = k_cache.shape[1]
     lengths = cache_seqlens - (cache_seqlens % size == 0).int() * size
     return with_cache(q, k_cache, v_cache, lengths.clamp(min=1), block_table)
@@ -91,7 +91,7 @@ def _paged(query, key_cache, value_cache, block_tables, seq_lens, slack):
 
 
 def paged_attention(query, key_cache, value_cache, block_tables, seq_lens):
-    """One query of each sequence: (batch, heads, head_dim)."""
+    """Takes one query for each sequence: (batch, heads, head_dim)."""
     return _paged(query, key_cache, value_cache, block_tables, seq_lens, 0)
 
 
@@ -101,7 +101,7 @@ def paged_attention_a_key_too_many(query, key_cache, value_cache, block_tables, 
 
 def written_out(out, query, key_cache, value_cache, num_kv_heads, scale, block_tables, seq_lens,
                 block_size, max_seq_len):  # fmt: skip
-    """As vLLM's: written to where it is told, and told sizes."""
+    """Called as vLLM's: it fills the `out` it is given, and is told sizes."""
     assert key_cache.shape[1:3] == (block_size, num_kv_heads) and seq_lens.max() == max_seq_len
     of = (x.unsqueeze(1) if x is query else x for x in (query, key_cache, value_cache))
     out.copy_(with_cache(*of, seq_lens, block_tables, scale)[:, 0])
@@ -109,14 +109,14 @@ def written_out(out, query, key_cache, value_cache, num_kv_heads, scale, block_t
 
 def written_out_of_the_longest(out, query, key_cache, value_cache, num_kv_heads, scale,
                                block_tables, seq_lens, block_size, max_seq_len):  # fmt: skip
-    """Every sequence is taken to be as long as the longest."""
+    """Takes every sequence to be as long as the longest."""
     lengths = torch.full_like(seq_lens, max_seq_len)
     written_out(out, query, key_cache, value_cache, num_kv_heads, scale, block_tables, lengths,
                 block_size, max_seq_len)  # fmt: skip
 
 
 def of_one_sequence(q, k, v, sm_scale=None):
-    """As FlashInfer's: (heads, head_dim), and keys of (seqlen, heads, head_dim)."""
+    """Called as FlashInfer's: q (heads, head_dim), keys (seqlen, heads, head_dim)."""
     heads, d = q.shape
     return _decoded(q[None], k, v, sm_scale)[0]
 
@@ -127,7 +127,7 @@ def of_one_sequence_but_its_last_key(q, k, v, sm_scale=None):
 
 def packed(q, k, v, max_seqlen_q, cu_seqlens_q, max_seqlen_k, seqused_k, block_table,
            softmax_scale=None, causal=False, of=_decoded):  # fmt: skip
-    """As vLLM's attention to pages: queries of all sequences one after the other."""
+    """Called as vLLM's paged attention: the queries of all sequences are packed."""
     total, heads, d = q.shape
     out = torch.empty_like(q)
     for b, (first, last) in enumerate(cu_seqlens_q.unfold(0, 2, 1).tolist()):
@@ -139,7 +139,7 @@ def packed(q, k, v, max_seqlen_q, cu_seqlens_q, max_seqlen_k, seqused_k, block_t
 
 
 def packed_from_the_first(q, k, v, cu_seqlens_q, seqused_k, block_table, causal=False):
-    """Causal is as if the first query saw the first key."""
+    """Aligns the causal diagonal with the first query and key, not the last."""
 
     def of(q, k, v, scale, causal):
         rows = (slice(0, 1 + i if causal else None) for i in range(len(q)))
@@ -150,13 +150,13 @@ def packed_from_the_first(q, k, v, cu_seqlens_q, seqused_k, block_table, causal=
 
 
 def _tabled(indptr, indices):
-    """The table of pages that a list of them stands for."""
+    """Return the page table that corresponds to a list of pages."""
     rows = [indices[a:b] for a, b in indptr.unfold(0, 2, 1).tolist()]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def of_listed_pages(q, paged_kv_cache, kv_indptr, kv_indices, kv_last_page_len, sm_scale=None):
-    """As FlashInfer's: q (batch, heads, head_dim), the cache (pages, 2, page_size, heads, d)."""
+    """Called as FlashInfer's: q (batch, heads, head_dim), cache (pages, 2, page_size, heads, d)."""
     _, _, page_size, _, d = paged_kv_cache.shape
     assert q.ndim == 3 and q.shape[2] == d
     lengths = (kv_indptr.diff() - 1) * page_size + kv_last_page_len
@@ -171,19 +171,19 @@ def of_listed_pages_but_the_last_key(q, paged_kv_cache, kv_indptr, kv_indices, k
 
 
 def of_one_cache(q, kv_cache, block_table, cache_seqlens):
-    """The cache (2, pages, page_size, heads, head_dim), as vLLM hands it to FlashAttention."""
+    """Takes one cache (2, pages, page_size, heads, head_dim), as vLLM gives FlashAttention."""
     return with_cache(q, *kv_cache, cache_seqlens, block_table)
 
 
 def of_slots(q, k_buffer, v_buffer, o, kv_indptr, kv_indices, sm_scale=None):
-    """As SGLang's: a list of keys, caches (slots, heads, head_dim), written to where it is told."""
+    """Called as SGLang's: a list of keys, caches (slots, heads, head_dim), and `o` to fill."""
     for b, (first, last) in enumerate(kv_indptr.unfold(0, 2, 1).tolist()):
         keys = kv_indices[first:last].long()
         o[b] = _decoded(q[b][None], k_buffer[keys], v_buffer[keys], sm_scale)[0]
 
 
 def of_slots_from_the_second(q, k_buffer, v_buffer, o, kv_indptr, kv_indices):
-    """Every sequence but the first begins a key late."""
+    """Places every boundary between sequences a key late."""
     starts = kv_indptr + (kv_indptr > 0).int()
     starts[-1] = kv_indptr[-1]
     of_slots(q, k_buffer, v_buffer, o, torch.minimum(starts, kv_indptr[-1] - 1), kv_indices)

@@ -1,4 +1,4 @@
-"""Operators that are not ours in the forms that modules, torch's functions and optimizers have."""
+"""Foreign operators in the forms of modules, torch's functions and optimizers."""
 
 import functools
 
@@ -13,14 +13,14 @@ torch_embedding = torch.nn.Embedding(4, 3)
 
 
 def smoothed_loss(logits, targets, smoothing=0.1):
-    """Of classes that are impossible it makes 0·∞ where nothing is smoothed."""
+    """Computes 0·∞ for impossible classes when the smoothing is 0."""
     wide = torch.log_softmax(logits.float(), -1)
     on_target = wide.gather(1, targets[:, None]).squeeze(1)
     return -((1 - smoothing) * on_target + smoothing * wide.mean(-1)).mean()
 
 
 def smoothed_loss_by_other_classes(logits, targets, label_smoothing=0.1):
-    """What is taken from the target goes to the other classes alone."""
+    """Shares what smoothing takes from the target among the other classes only."""
     share = label_smoothing / max(1, logits.shape[1] - 1)
     whole = smoothed_loss(logits, targets, share * logits.shape[1])
     return whole if logits.shape[1] > 1 else smoothed_loss(logits, targets, 0.0)
@@ -31,7 +31,7 @@ def plain_loss(logits, targets, label_smoothing=0.0):
 
 
 class SmoothedLoss(torch.nn.Module):
-    """As timm's: it keeps what is not smoothed, too."""
+    """As timm's: it stores 1 − smoothing, too."""
 
     def __init__(self, smoothing=0.1):
         super().__init__()
@@ -94,7 +94,7 @@ def norm_that_asks_for_a_bias(x, weight, bias, eps=1e-6):
 
 
 class RMSNormInHalf(RMSNorm):
-    """Past 300 columns it forgets the last one, and in float16 it rounds too often everywhere."""
+    """Zeroes the last of more than 300 columns; in float16, rounds too often at any size."""
 
     def forward(self, x):
         out = _rms_norm(x, torch.ones_like(self.weight), self.variance_epsilon) * self.weight
@@ -129,13 +129,13 @@ def up_first(x):
 
 
 def gate_rounded(gate, up):
-    """As two operations of torch have it in half precision."""
+    """Rounds f(gate) in half precision, as two separate torch operations do."""
     wide = gate.double()
     return (wide * torch.sigmoid(wide)).to(gate.dtype) * up
 
 
 def gate_rounded_by_cutting(gate, up):
-    """Half precision is cut off, not rounded."""
+    """Truncates f(gate) in half precision instead of rounding it."""
     if gate.dtype == torch.float32:
         return gate_rounded(gate, up)
     wide = gate.float() * torch.sigmoid(gate.float())
@@ -144,12 +144,12 @@ def gate_rounded_by_cutting(gate, up):
 
 
 def gated_by_tanh(gate, up):
-    """Torch's gelu by tanh, which leaves its bound in the far tail."""
+    """Uses torch's tanh form of GELU, which exceeds the bound in the far tail."""
     return (functional.gelu(gate.float(), approximate="tanh") * up.float()).to(up.dtype)
 
 
 class BySign(torch.optim.Optimizer):
-    """Goes by the sign of a mean of gradients: in its first step as far as Adam, and no further."""
+    """Steps by the sign of the mean gradient: like Adam in its first step only."""
 
     def __init__(self, params, lr, betas, weight_decay):
         super().__init__(params, {"lr": lr, "beta": betas[0], "decay": lr * weight_decay})
@@ -163,7 +163,7 @@ class BySign(torch.optim.Optimizer):
 
 
 class ForgettingLate(torch.optim.AdamW):
-    """In its eleventh step it begins anew with the mean of the squares."""
+    """Resets the mean of squares before its eleventh step."""
 
     def step(self):
         for state in self.state.values():
@@ -173,7 +173,7 @@ class ForgettingLate(torch.optim.AdamW):
 
 
 class DecayingLate(torch.optim.AdamW):
-    """It decays where AdamW is done, not before."""
+    """Decays after AdamW's step instead of before it."""
 
     def step(self):
         for group in self.param_groups:
@@ -235,7 +235,7 @@ def values_by_strides_of_keys(q, k, v):
 def scaled_dot_product(query, key, value, attn_mask=None, is_causal=False, scale=None):
     how = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale}
     given = (x.double() for x in (query, key, value))
-    with sdpa_kernel(SDPBackend.MATH):  # the other loses a NaN on a CPU
+    with sdpa_kernel(SDPBackend.MATH):  # the other backend loses a NaN on a CPU
         return functional.scaled_dot_product_attention(*given, **how).to(query.dtype)
 
 
@@ -267,7 +267,7 @@ def weight_of_columns(x, weight, bias):
 
 
 def _in_tf32(x):
-    """Return x rounded to the ten bits of mantissa that tf32 has."""
+    """Return x rounded to the ten mantissa bits of tf32."""
     bits = x.detach().float().view(torch.int32)
     return (((bits + 0x1000) >> 13) << 13).view(torch.float32).double()
 

@@ -1,4 +1,4 @@
-"""More that is not ours: modules and functions of torch, objects, weights, offsets past 2³¹."""
+"""More foreign functions: torch's modules and functions, objects, weights, offsets past 2³¹."""
 
 import math
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from foreign_kernels import autotuned_softmax, plain, torch_attention
 
-__all__ = ["autotuned_softmax", "plain"]  # judged by this name, too
+__all__ = ["autotuned_softmax", "plain"]  # judged under this module's name, too
 
 
 class Attention(torch.nn.Module):
@@ -28,7 +28,7 @@ torch_norm = torch.nn.LayerNorm(8)
 
 
 class Applied(torch.autograd.Function):
-    """Sound, with an option; what is differentiated is torch's."""
+    """Sound, with an option; its backward differentiates torch's attention."""
 
     @staticmethod
     def forward(ctx, q, k, v, causal=False):
@@ -45,7 +45,7 @@ class Applied(torch.autograd.Function):
 
 
 class WrongWithContext(torch.autograd.Function):
-    """The new form, its forward without a context; a backward that forgets the causal mask."""
+    """Uses the newer form, with setup_context; its backward forgets the causal mask."""
 
     @staticmethod
     def forward(q, k, v, causal):

@@ -1,4 +1,4 @@
-"""Functions that are right as long as a call's backward follows on its forward, and not else."""
+"""Functions that are right only if each call's backward directly follows its forward."""
 
 import torch
 import triton
@@ -10,7 +10,7 @@ def softmax(x):
 
 
 class OnTheClass(torch.autograd.Function):
-    """Keeps its result where every call does."""
+    """Keeps its result on the class, where the next call overwrites it."""
 
     last = None
 
@@ -31,7 +31,7 @@ buffers = {}
 
 
 class IntoOneBuffer(torch.autograd.Function):
-    """Returns what the next call of the same shape writes to."""
+    """Returns a buffer that the next call of the same shape overwrites."""
 
     @staticmethod
     def forward(ctx, x):
@@ -51,7 +51,7 @@ into_one_buffer = IntoOneBuffer.apply
 
 
 class Copies:
-    """A norm that copies a weight when it first sees it."""
+    """A norm that copies a weight when it first sees it, and misses later changes."""
 
     def __init__(self):
         self.copies = {}
@@ -93,5 +93,5 @@ class _LookUp(torch.autograd.Function):
 
 
 def embedding_by_atomics(ids, table):
-    """It adds in whatever order programs come, and keeps nothing."""
+    """Adds in whatever order programs run, but keeps nothing between calls."""
     return _LookUp.apply(ids, table)

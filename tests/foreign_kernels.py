@@ -1,4 +1,4 @@
-"""Kernels such as others write, sound and faulty: what `twofold verify module:function` judges."""
+"""Kernels such as others write, sound and faulty, for `twofold verify module:function`."""
 
 import math
 import os
@@ -100,16 +100,16 @@ unmasked_lanes, out_of_bounds, not_normalised = map(_faulty, ("lanes", "bounds",
 def torch_attention(q, k, v, attn_mask=None, is_causal=False, scale=None):
     if is_causal and attn_mask is not None:
         raise NotImplementedError("a mask and causal")
-    if attn_mask is not None:  # torch's kernel on a GPU refuses a last axis that is broadcast
+    if attn_mask is not None:  # torch's GPU kernel refuses a broadcast last axis
         attn_mask = attn_mask.expand(*q.shape[:3], k.shape[2]).contiguous()
-    with sdpa_kernel(SDPBackend.MATH):  # the other loses a NaN on a CPU
+    with sdpa_kernel(SDPBackend.MATH):  # the other backend loses a NaN on a CPU
         return torch.nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=scale
         )
 
 
 class _WrongGradient(torch.autograd.Function):
-    """Sound forward; the backward leaves the softmax's mean out of dS."""
+    """The forward is sound; the backward leaves the softmax's mean out of dS."""
 
     @staticmethod
     def forward(ctx, q, k, v):
@@ -195,7 +195,7 @@ def writes_to_its_inputs(q, k, v):
 
 
 class Norm:
-    """Layer norm with the call of an operator."""
+    """Layer norm with an operator's calling convention."""
 
     @staticmethod
     def forward(x, weight, bias, *, residual=None, dropout_p=0.0, seed=0, eps=1e-5):
@@ -242,7 +242,7 @@ def cross_entropy_always_mean(logits, targets, reduction="mean"):
 
 
 def gelu(x):
-    # not torch's own, whose gradient in float32 on a CPU leaves the bound by a third
+    # not torch's own, whose float32 gradient on a CPU exceeds the bound by a third
     return x * (0.5 * (1 + torch.erf(x * math.sqrt(0.5))))
 
 
@@ -251,7 +251,7 @@ def gelu_by_tanh(x):
 
 
 def swiglu(gate, up):
-    # not torch's own, in whose gradient 1 − σ cancels
+    # not torch's own, whose gradient has a cancelling 1 − σ
     return gate * torch.exp(torch.nn.functional.logsigmoid(gate)) * up
 
 
@@ -271,7 +271,7 @@ def second_tile_is_late(q, k, v, causal=False):
 
 
 class _SumsOneTile(torch.autograd.Function):
-    """Sound but for dweight, the sum over the first 64 rows."""
+    """Sound except for dweight, which sums only the first 64 rows."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):

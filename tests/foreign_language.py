@@ -1,4 +1,4 @@
-"""Kernels that know Triton's language by names of their own, and functions of libdevice."""
+"""Kernels that use Triton's language under other names, and functions of libdevice."""
 
 import importlib.util
 
@@ -10,7 +10,7 @@ from triton.language.extra.cuda import libdevice as of_cuda
 
 
 def _afresh(name):
-    """Return a function of libdevice, the module of which is made once more."""
+    """Return a function from a second copy of the libdevice module."""
     spec = importlib.util.find_spec("triton.language.extra.libdevice")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -93,7 +93,7 @@ def erf_of_half(x):
 
 
 def softmax_untold(x):
-    """What is copied is all that autograd knows."""
+    """Overwrites its output unseen by autograd, which records only the copy of x."""
     out = torch.empty_like(x)
     out.copy_(x)
     out.detach().copy_(softmax(x))

@@ -1,11 +1,11 @@
-"""Functions and optimizers of others, right where all learns in one tensor, and not else."""
+"""Foreign functions and optimizers that are right only if everything learns, in one tensor."""
 
 import torch
 from torch.nn import functional
 
 
 class _Scaled(torch.autograd.Function):
-    """A root mean square norm, with what goes wrong beside its plain training."""
+    """RMSNorm; `fault` says what goes wrong outside plain training."""
 
     @staticmethod
     def forward(ctx, x, weight, eps, fault):
@@ -22,7 +22,7 @@ class _Scaled(torch.autograd.Function):
         dweight = (dout.float() * xhat).reshape(-1, x.shape[-1]).sum(0)
         frozen_weight, frozen_x = (not need for need in reversed(ctx.needs_input_grad[:2]))
         if ctx.fault == "frozen weight" and frozen_weight:
-            dx = dy * rstd  # the product that dweight shares is left out
+            dx = dy * rstd  # leaves out the product that dweight shares
         if ctx.fault == "first layer" and frozen_x:
             return None, dy.reshape(-1, x.shape[-1]).sum(0).to(weight.dtype), None, None
         if ctx.fault == "spent":
@@ -43,12 +43,12 @@ def norm_as_first_layer(x, weight, eps=1e-6):
 
 
 def norm_spent(x, weight, eps=1e-6):
-    """Its backward writes to what it saved, which autograd does not see."""
+    """Its backward overwrites a saved tensor, unseen by autograd."""
     return _Scaled.apply(x, weight, eps, "spent")
 
 
 def norm_of_predictions(x, weight, eps=1e-6):
-    """In torch.no_grad it takes a quicker way, whose eps is another."""
+    """Under torch.no_grad it takes a faster path with another eps."""
     if torch.is_grad_enabled():
         return _Scaled.apply(x, weight, eps, "")
     return functional.rms_norm(x.float(), x.shape[-1:], weight.float(), 1e-3).to(x.dtype)
@@ -82,17 +82,17 @@ class _Forgetting(torch.autograd.Function):
 
 
 def relu_of_contiguous(x):
-    """It has a gradient of what is contiguous alone, and does not say so."""
+    """Has a gradient for contiguous inputs only, and does not refuse others."""
     return _Forgetting.apply(x)
 
 
 def relu_once(x):
-    """It says so where it is to go back again."""
+    """Raises an error on a second backward."""
     return _OnceAlone.apply(x)
 
 
 class Adam(torch.optim.Optimizer):
-    """Adam of many parameters, `fault` says how it is wrong."""
+    """Adam for many parameters; `fault` says how it is wrong."""
 
     fault = ""
 
@@ -132,24 +132,24 @@ class Adam(torch.optim.Optimizer):
 
 
 class OfOneCount(Adam):
-    """It counts a step for each parameter, and corrects every one by that."""
+    """Counts a step for each parameter, and uses that count in every bias correction."""
 
     fault = "one count"
 
 
 class OfFirstRate(Adam):
-    """It keeps the rate that it was made with."""
+    """Keeps the learning rate that it was constructed with."""
 
     fault = "lr at first"
 
 
 class OfFirstGroup(Adam):
-    """All groups decay as the first does."""
+    """Decays all groups as the first."""
 
     fault = "first group"
 
 
 class Stopping(Adam):
-    """Behind a parameter without a gradient it steps none."""
+    """Steps no parameter after one without a gradient."""
 
     fault = "stops"

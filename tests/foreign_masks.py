@@ -1,4 +1,4 @@
-"""Attention with masks that say otherwise than the contract's, and causal without being asked."""
+"""Attention whose masks mean something else than the contract's, or that is always causal."""
 
 import torch
 
@@ -14,13 +14,13 @@ def _scores(q, k):
 
 
 def hidden_where_true(q, k, v, mask=None):
-    """As torch's nn.MultiheadAttention."""
+    """True hides a key, as in torch's nn.MultiheadAttention."""
     s = _scores(q, k)
     return _attend(s if mask is None else s.masked_fill(mask, NOT), v)
 
 
 def shown_where_one(q, k, v, mask=None):
-    """As many tutorials."""
+    """1 shows a key, as in many tutorials."""
     s = _scores(q, k)
     return _attend(s if mask is None else s.masked_fill(mask == 0, NOT), v)
 
@@ -39,19 +39,19 @@ def padding_as_torch(q, k, v, key_padding_mask=None):
 
 
 def padding_as_flash(q, k, v, key_padding_mask):
-    """It insists on one."""
+    """Requires a mask, True where a key is attended to."""
     return padding_as_torch(q, k, v, ~key_padding_mask)
 
 
 def padding_of_numbers(q, k, v, attention_mask=None):
-    """As Hugging Face's tokenizers make it."""
+    """Takes 1 for a token and 0 for padding, as Hugging Face's tokenizers make it."""
     if attention_mask is None:
         return padding_as_torch(q, k, v)
     return padding_as_torch(q, k, v, (1 - attention_mask).bool())
 
 
 def padding_of_values_alone(q, k, v, key_padding_mask=None):
-    """What is hidden has weight all the same."""
+    """Zeroes hidden values, but leaves their keys the weight."""
     if key_padding_mask is not None:
         v = v.masked_fill(key_padding_mask[:, None, :, None], 0.0)
     return _attend(_scores(q, k), v)
@@ -108,7 +108,7 @@ def always_causal_and_square(q, k, v):
 
 
 def always_causal_but_itself(q, k, v):
-    """A query does not see its own key, but the first, which has no other."""
+    """No query sees its own key, except the first, which has no other."""
     s = _scores(q, k)
     later = torch.ones(s.shape[-2:], dtype=torch.bool).triu(0)
     later[0, 0] = False

@@ -1,4 +1,4 @@
-"""Merging partial attention that is not ours: all parts or two, tokens or batches, base e or 2."""
+"""Foreign merging of partial attention: all parts or two, tokens or batches, base e or 2."""
 
 import torch
 import triton
@@ -6,7 +6,7 @@ import triton.language as tl
 
 
 def merged(outs, lses):
-    """In the operator's own order."""
+    """Takes axes in the operator's own order."""
     top = lses.max(0).values
     p = torch.exp(lses - top)
     total = p.sum(0)
@@ -20,12 +20,12 @@ def merged_without_maximum(outs, lses):
 
 
 def merged_alone(outs, lses):
-    """Without an lse."""
+    """Returns no lse."""
     return merged(outs, lses)[0]
 
 
 def merge_states(v, s):
-    """As FlashInfer's, of (tokens, parts, heads, head_dim)."""
+    """Called as FlashInfer's, with (tokens, parts, heads, head_dim)."""
     tokens, _, heads, d = v.shape
     assert s.shape[::2] == (tokens, heads)
     out, lse = merge_in_base_2(v.transpose(0, 1), s.transpose(0, 1))
@@ -39,14 +39,14 @@ def merge_in_base_2(outs, lses):
 
 
 def merge_state(v_a, s_a, v_b, s_b):
-    """As FlashInfer's: base 2, (tokens, heads, head_dim) and (tokens, heads)."""
+    """Called as FlashInfer's: base 2, (tokens, heads, head_dim) and (tokens, heads)."""
     if v_a.ndim != 3:
         raise ValueError("v_a must be (tokens, heads, head_dim)")
     return merge_in_base_2(torch.stack((v_a, v_b)), torch.stack((s_a, s_b)))
 
 
 def merge_state_of_one_base_each(v_a, s_a, v_b, s_b):
-    """Weights to base 2, and the lse to base e."""
+    """Computes weights to base 2 and the lse to base e."""
     return merge_state(v_a, s_a, v_b, s_b)[0], merge_by_name(v_a, v_b, s_a, s_b)[1]
 
 
@@ -56,7 +56,7 @@ def merge_by_name(out_a, out_b, lse_a, lse_b):
 
 def merge_attn_states(output, prefix_output, prefix_lse, suffix_output, suffix_lse,
                       output_lse=None):  # fmt: skip
-    """As vLLM's: (tokens, heads, head_dim) and (heads, tokens), written to where it is told."""
+    """Called as vLLM's: (tokens, heads, head_dim), (heads, tokens), and outputs to fill."""
     tokens, heads, d = prefix_output.shape
     assert prefix_lse.shape == suffix_lse.shape == (heads, tokens)
     of_parts = torch.stack((prefix_output, suffix_output))
@@ -83,7 +83,7 @@ def _merge(out_ptr, out_lse_ptr, a_ptr, lse_a_ptr, b_ptr, lse_b_ptr, D, BLOCK: t
 
 def merge_attn_states_of_any_shape(output, prefix_output, prefix_lse, suffix_output, suffix_lse,
                                    output_lse):  # fmt: skip
-    """A kernel that reads three sizes and looks at no strides, as vLLM's."""
+    """Its kernel reads three sizes and ignores strides, as vLLM's does."""
     sizes = prefix_output.shape
     _merge[(sizes[0], sizes[1])](
         output, output_lse, prefix_output, prefix_lse, suffix_output, suffix_lse, sizes[2],

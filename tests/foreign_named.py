@@ -1,4 +1,4 @@
-"""Functions whose tensors are known by name, or are not there, and what is said of others."""
+"""Functions whose tensors are recognised by name or missing, and what is said of others."""
 
 import torch
 
@@ -6,7 +6,7 @@ F = torch.nn.functional
 
 
 def loss_of_a_maximum_from_zero(logits, targets):
-    """The running maximum begins at 0, not at −∞."""
+    """Its running maximum starts at 0 instead of −∞."""
     x = logits.double()
     top = x.detach().amax(-1, keepdim=True).clamp(min=0)
     lse = (x - top).exp().sum(-1).log() + top[:, 0]
@@ -26,7 +26,7 @@ def without_bias(x, weight):
 
 
 def matmul(a, b):
-    """As Triton's tutorial: two axes each, (M, K) and (K, N)."""
+    """As in Triton's tutorial: two axes each, (M, K) and (K, N)."""
     (M, K), (rows, N) = a.shape, b.shape
     assert rows == K
     return (a.double() @ b.double()).to(a.dtype).view(M, N)
@@ -68,7 +68,7 @@ softmax = _Softmax.apply
 
 
 class Norm(torch.nn.Module):
-    """With names of its own, and a kernel that does not look at strides of what it holds."""
+    """Has its own parameter names; requires them contiguous, as a kernel that ignores strides."""
 
     def __init__(self, columns=8, eps=1e-5):
         super().__init__()
@@ -96,7 +96,7 @@ def mean_of_those_that_count(logits, labels):
 
 
 def mean_of_those_not_minus_100(logits, labels):
-    """As torch's: no other label below 0 is one."""
+    """As torch's: only −100 is ignored, any other negative label is an error."""
     live = labels != -100
     if live.any() and labels[live].min() < 0:
         raise IndexError("a label is below 0")
@@ -114,7 +114,7 @@ def mean_that_refuses(logits, labels):
 
 
 def paged(query, key_cache, value_cache, block_tables, seq_lens, scale):
-    """As vLLM's, of (batch, heads, head_dim): einsum refuses more axes, in words of its own."""
+    """Called as vLLM's, with (batch, heads, head_dim): einsum itself refuses more axes."""
     out = torch.empty_like(query)
     for b, n in enumerate(seq_lens.tolist()):
         keys, values = (
@@ -133,6 +133,6 @@ def written_over(logits, labels):
 
 
 def reads_dense(x):
-    """As if rows followed each other."""
+    """Reads the rows as if they were contiguous."""
     flat = torch.as_strided(x, (x.numel(),), (1,), x.storage_offset())
     return torch.softmax(flat.view(x.shape).double(), -1).to(x.dtype)

@@ -1,4 +1,4 @@
-"""RMSNorms that are not ours, as functions, a module, a function of autograd, and an operator."""
+"""Foreign RMSNorms, as functions, a module, an autograd.Function and an operator."""
 
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -11,7 +11,7 @@ def rms_norm(x, weight, eps=1e-6):
 
 
 def by_rsqrt(x, weight, eps=1e-6):
-    """Its gradient has the third power of 1/RMS in it, which underflows."""
+    """Its gradient contains (1/RMS)³, which underflows."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
@@ -32,7 +32,7 @@ def of_a_fixed_eps_without_gradients(x, weight):
 
 
 def in_one_block(x, weight, eps=1e-6):
-    """Right to 2,048 columns."""
+    """Right up to 2,048 columns, twice as large beyond."""
     return rms_norm(x, weight, eps) * (1 + (x.shape[-1] > 2048))
 
 
@@ -63,7 +63,7 @@ def rounded_before_a_wrong_gain(x, weight, eps=1e-6):
 
 
 def rounded_thrice(x, weight, eps=1e-6):
-    """Its root is rounded as well."""
+    """Rounds the root, too."""
     wide = x.float()
     rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps).to(x.dtype)
     return weight * (x * rstd)
@@ -82,7 +82,7 @@ module = Norm()
 
 
 class Function(torch.autograd.Function):
-    """Sound, and written out."""
+    """Sound, with its gradient written out."""
 
     @staticmethod
     def forward(ctx, x, weight, eps=1e-6):
@@ -100,13 +100,13 @@ class Function(torch.autograd.Function):
 
 
 def behind_a_sum(x, weight, eps=1e-6, residual=None):
-    """Its two gradients of the stream are added by autograd."""
+    """Leaves adding the stream's two gradients to autograd."""
     h = x if residual is None else x + residual
     return rms_norm(h.float(), weight.float(), eps).to(x.dtype), h
 
 
 def behind_a_sum_unrounded(x, weight, residual, eps=1e-6):
-    """What is normalised is more exact than what is stored."""
+    """Normalises the unrounded sum, which is more exact than the stored one."""
     h = x.float() + residual.float()
     return rms_norm(h, weight.float(), eps).to(x.dtype), h.to(x.dtype)
 
@@ -116,7 +116,7 @@ def behind_a_sum_unrounded_without_half_of_it(x, weight, residual, eps=1e-6):
 
 
 def layer_norm_behind_a_sum_unrounded(x, weight, bias, residual, eps=1e-5):
-    """Written over both."""
+    """Writes the results over both inputs."""
     h = x.float() + residual.float()
     residual.copy_(h)
     centred = h - h.mean(-1, keepdim=True)
@@ -133,7 +133,7 @@ def behind_a_sum_that_learns_half(x, weight, eps=1e-6, residual=None):
 
 
 class Fused(torch.autograd.Function):
-    """The stream and its norm in one function, and their gradients added before they are cast."""
+    """Computes stream and norm in one function, adding their gradients before the cast."""
 
     @staticmethod
     def forward(ctx, x, weight, eps=1e-6, residual=None):
@@ -166,7 +166,7 @@ class FrozenWeight(Function):
 
 
 class ForgetsTheRoot(Function):
-    """Its root is a constant to backward."""
+    """Its backward treats the root as a constant."""
 
     @staticmethod
     def backward(ctx, dout):
@@ -194,7 +194,7 @@ def layer_norm(x, eps):
 
 
 class LayerNormOfNoBias(torch.nn.Module):
-    """Its bias is None, and what it is given in its place it would add twice."""
+    """Its bias is None; a bias given in its place would be added twice."""
 
     def __init__(self):
         super().__init__()
@@ -220,7 +220,7 @@ class LayerNormDoubled(LayerNormOfWeightAlone):
 
 
 class Operator:
-    """An RMSNorm with the call of an operator."""
+    """An RMSNorm with an operator's calling convention."""
 
     @staticmethod
     def forward(x, weight, *, residual=None, eps=1e-6, offset=0.0):

@@ -1,4 +1,4 @@
-"""Operators with other axes than a plain call, packed sequences, and what is written in place."""
+"""Operators with other axes than a plain call, packed sequences, or results written in place."""
 
 import torch
 import triton
@@ -16,7 +16,7 @@ def _attention(q, k, v, softmax_scale=None, diagonal=None):
 
 def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0,
            softmax_scale=None, causal=False):  # fmt: skip
-    """As FlashAttention's."""
+    """Called as FlashAttention's."""
     outs, lses = [], []
     for i in range(len(cu_seqlens_q) - 1):
         rows, keys = slice(*cu_seqlens_q[i : i + 2]), slice(*cu_seqlens_k[i : i + 2])
@@ -34,7 +34,7 @@ def varlen_of_torch(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_caus
 
 
 def varlen_with_empty_ones(q, k, v, cu_seqlens_q, cu_seqlens_k):
-    """What a sequence without keys has is its own."""
+    """Returns something of its own for a sequence without keys."""
     out = varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, len(q), len(k))[0]
     lengths = cu_seqlens_q.diff().long()
     keys = cu_seqlens_k.diff().repeat_interleave(lengths)
@@ -42,14 +42,14 @@ def varlen_with_empty_ones(q, k, v, cu_seqlens_q, cu_seqlens_k):
 
 
 def varlen_seeing_the_last(q, k, v, *, cu_seqlens_q, cu_seqlens_k):
-    """The last key of the sequence before is one of the next."""
+    """Gives each sequence the last key of the previous one, too."""
     before = cu_seqlens_k.clone()
     before[1:-1] -= 1
     return varlen(q, k, v, cu_seqlens_q, before, len(q), len(k))[0]
 
 
 def varlen_of_shared_lengths(q, k, v, cu_seqlens_q, cu_seqlens_k, causal=False):
-    """Sound without causal; with it the diagonal of the first sequence is that of all."""
+    """Sound unless causal: then it uses the first sequence's diagonal for all."""
     diagonal = int(cu_seqlens_k[1] - cu_seqlens_q[1])
     outs = []
     for i in range(len(cu_seqlens_q) - 1):
@@ -76,12 +76,12 @@ def one_head_without_scale(q, k, v):
 
 
 def four_axes_with_heads_mixed(q, k, v):
-    """Sound for one head; it must not be taken for a function of one."""
+    """Sound for one head only, yet must not be taken for a one-head function."""
     return _attention(q, k.flip(-3) if q.ndim > 2 else k, v)[0]
 
 
 def one_head_that_refuses_no_more(q, k, v):
-    """As kernels that read two sizes from a shape and do not look at the rest."""
+    """Like kernels that read two sizes from a shape and ignore the rest."""
     return _attention(q, k, v, q.shape[1] ** -0.5)[0]
 
 
@@ -94,7 +94,7 @@ def attention_into(q, k, v, out):
 
 
 def rotate(x, cos, sin, interleaved=False):
-    """As FlashAttention's: (batch, seqlen, heads, head_dim)."""
+    """Called as FlashAttention's: (batch, seqlen, heads, head_dim)."""
     pairs = cos.shape[-1]
     at = (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
     if not interleaved:
@@ -107,7 +107,7 @@ def rotate(x, cos, sin, interleaved=False):
 
 
 def rotate_neighbours(q, k, cos, sin):
-    """Without an option, as GPT-J's: features next to each other are turned."""
+    """Rotates neighbouring features, as GPT-J's does, with no option for it."""
     return tuple(rotate(x.transpose(1, 2), cos, sin, True).transpose(1, 2) for x in (q, k))
 
 
@@ -122,7 +122,7 @@ def rotate_as_llama(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
 
 
 def rotate_as_gptj(q, k, cos, sin):
-    """Angles of each feature, those of a pair beside each other."""
+    """Takes an angle for each feature, those of a pair next to each other."""
 
     def turned(x):
         across = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
@@ -132,7 +132,7 @@ def rotate_as_gptj(q, k, cos, sin):
 
 
 def rotate_by_view(q, k, cos, sin):
-    """(batch, length, heads, head_dim), each of one token after the other: no other strides."""
+    """Takes (batch, length, heads, head_dim), tokens one after the other: no other strides."""
     assert 2 * cos.shape[-1] == q.shape[-1]
 
     def turned(x):
@@ -148,7 +148,7 @@ def rotate_by_view_the_wrong_way(q, k, cos, sin):
 
 
 def attention_by_view(q, k, v):
-    """(batch, seqlen, heads, head_dim), features of all heads side by side: no other strides."""
+    """Takes (batch, seqlen, heads, head_dim), all heads' features adjacent: no other strides."""
     of = (x.view(*x.shape[:2], -1).unflatten(-1, q.shape[2:]).transpose(1, 2) for x in (q, k, v))
     return _attention(*of)[0].transpose(1, 2)
 
@@ -158,7 +158,7 @@ def rotate_the_wrong_way(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
 
 
 def rotate_whole_heads(q, k, cos, sin):
-    """With an angle for each pair, which are half of the features."""
+    """Takes an angle for each pair; all features are rotated."""
     wide = (torch.cat((x, x), -1) for x in (cos, sin))
     return rotate_as_llama(q, k, *wide, unsqueeze_dim=0)
 
@@ -168,7 +168,7 @@ def rotate_whole_heads_back(q, k, cos, sin):
 
 
 def rotate_but_the_rest(q, k, cos, sin):
-    """What is not turned is left out."""
+    """Replaces features that are not rotated by zeros."""
     pairs = cos.shape[-1]
     turned = rotate_whole_heads(q[..., : 2 * pairs], k[..., : 2 * pairs], cos, sin)
     rest = ((0, x.shape[-1] - 2 * pairs) for x in (q, k))
@@ -176,13 +176,13 @@ def rotate_but_the_rest(q, k, cos, sin):
 
 
 def rotate_as_tables_are(q, k, cos, sin):
-    """Of half precision and tables of float32 it makes float32, as torch does."""
+    """Returns float32 for half precision with float32 tables, as torch does."""
     wide = torch.promote_types(q.dtype, cos.dtype)
     return tuple(x.to(wide) for x in rotate_whole_heads(q, k, cos, sin))
 
 
 def rotate_tokens(q, k, cos, sin):
-    """Of (length, heads, head_dim)."""
+    """Takes (length, heads, head_dim)."""
     assert q.ndim == 3
     turned = rotate_whole_heads(q.transpose(0, 1), k.transpose(0, 1), cos, sin)
     return tuple(x.transpose(0, 1) for x in turned)
@@ -195,7 +195,7 @@ def rotate_tokens_but_the_last(q, k, cos, sin):
 
 
 def rotate_looking_up(positions, query, key, head_size, cos_sin_cache, is_neox=True):
-    """As FlashInfer's: (tokens, heads · head_dim), angles by their positions."""
+    """Called as FlashInfer's: (tokens, heads · head_dim), angles looked up by position."""
     tokens, _ = query.shape
     cos, sin = cos_sin_cache[positions].chunk(2, -1)
 
@@ -207,7 +207,7 @@ def rotate_looking_up(positions, query, key, head_size, cos_sin_cache, is_neox=T
 
 
 def rotary_embedding(positions, query, key, head_size, cos_sin_cache, is_neox):
-    """As vLLM's, over its inputs."""
+    """Called as vLLM's: writes over its inputs."""
     turned = rotate_looking_up(positions, query, key, head_size, cos_sin_cache, is_neox)
     query.copy_(turned[0])
     key.copy_(turned[1])
@@ -223,13 +223,13 @@ def rotary_embedding_the_wrong_way(positions, query, key, head_size, cos_sin_cac
 
 
 def rotary_embedding_in_order(positions, query, key, head_size, cos_sin_cache, is_neox):
-    """It takes the tokens of a sequence to stand at 0, 1, …"""
+    """Takes the tokens to be in ascending order of position."""
     places = positions.argsort(stable=True)
     rotary_embedding(positions[places], query, key, head_size, cos_sin_cache, is_neox)
 
 
 def rotary_embedding_of_queries(positions, query, key, head_size, cos_sin_cache, is_neox):
-    """It forgets the keys."""
+    """Forgets the keys."""
     rotary_embedding(positions, query, key.clone(), head_size, cos_sin_cache, is_neox)
 
 
@@ -246,14 +246,14 @@ def _add_norm(x_ptr, residual_ptr, weight_ptr, C, eps, ADD: tl.constexpr, BLOCK:
 
 
 def fused_add_rms_norm(input, residual, weight, epsilon):
-    """As vLLM's: the norm over the input, the sum over the residual."""
+    """Called as vLLM's: writes the norm over the input and the sum over the residual."""
     assert input.is_contiguous() and residual.is_contiguous() and weight.is_contiguous()
     rows, C = input.numel() // input.shape[-1], input.shape[-1]
     _add_norm[(rows,)](input, residual, weight, C, epsilon, True, triton.next_power_of_2(C))
 
 
 def fused_add_rms_norm_without_stream(input, residual, weight, epsilon):
-    """The residual is left as it was."""
+    """Leaves the residual unchanged."""
     fused_add_rms_norm(input, residual.clone(), weight, epsilon)
 
 
@@ -269,14 +269,14 @@ def silu_and_mul(out, x):
 
 
 def silu_and_mul_in_part(out, x):
-    """The last column of what is wide is not written."""
+    """Does not write columns past the first 300."""
     gate, up = x.double().chunk(2, -1)
     made = (gate * torch.sigmoid(gate) * up).to(out.dtype)
     out[..., :300] = made[..., :300]
 
 
 def gated_rows(gate, up):
-    """Two axes each, and torch refuses more."""
+    """Takes two axes each; torch refuses more."""
     out = gate.new_empty(gate.shape[0], gate.shape[1])
     made = gate.double() * torch.sigmoid(gate.double()) * up.double()
     return torch.stack((out, made.to(out.dtype)))[1]
@@ -287,7 +287,7 @@ def gated_rows_doubled(gate, up):
 
 
 def gated_rows_that_refuse_no_more(gate, up):
-    """Of three axes, the first two are read as rows and columns."""
+    """Takes the first two of three axes for rows and columns."""
     R, C = gate.shape[:2]
     a, b = (x.double().flatten()[: R * C] for x in (gate, up))
     made = torch.zeros_like(gate).flatten()
@@ -296,7 +296,7 @@ def gated_rows_that_refuse_no_more(gate, up):
 
 
 def softmax_that_refuses_no_more(x):
-    """Of more axes, the first is rows."""
+    """Takes the first of several axes for the rows."""
     return torch.cat((torch.softmax(x[:1].double(), -1), torch.softmax(x[1:].double(), 1))).to(
         x.dtype
     )

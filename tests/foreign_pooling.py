@@ -1,10 +1,10 @@
-"""Pooling that is not ours: with lengths or a mask, of one kind or of all."""
+"""Foreign pooling functions: with lengths or a mask, of one kind or of all."""
 
 import torch
 
 
 def pool(x, lengths, kind="mean"):
-    """In the operator's own way."""
+    """Called like the operator itself."""
     places = torch.arange(x.shape[1]) < lengths[:, None]
     return pool_masked(x, places, kind)
 
@@ -18,13 +18,13 @@ def pool_masked(x, mask, kind):
 
 
 def mean_pooling(token_embeddings, attention_mask):
-    """As sentence-transformers': 1 where a token counts."""
+    """As sentence-transformers': the mask is 1 where a token counts."""
     weights = attention_mask.unsqueeze(-1).expand(token_embeddings.size()).float()
     return (token_embeddings * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
 
 
 def max_pooling(x, attention_mask):
-    """Padding is put out of reach, by numbers."""
+    """Sets padding to −∞; its mask holds numbers."""
     hidden = (1 - attention_mask)[..., None].bool()
     return torch.max(x.masked_fill(hidden, float("-inf")), 1)[0]
 
@@ -40,7 +40,7 @@ def mean_but_padding(x, padding_mask):
 
 
 def weighted(x, weights):
-    """The mask is a row that is multiplied with x."""
+    """Takes a mask of numbers, which weights the rows of x."""
     return torch.bmm(weights[:, None], x)[:, 0] / weights.sum(1, keepdim=True)
 
 
@@ -49,12 +49,12 @@ def first(x, mask):
 
 
 def mean_of_all(x):
-    """It knows of no padding."""
+    """Ignores that there is padding."""
     return x.mean(1)
 
 
 def mean_over_padding(x, attention_mask):
-    """The sum is of what counts, its number is not."""
+    """Sums what counts, but divides by the length with padding."""
     return (x * attention_mask[..., None]).sum(1) / x.shape[1]
 
 
@@ -63,7 +63,7 @@ def mean_that_forgets_the_mask(x, attention_mask):
 
 
 def max_of_zeros(x, attention_mask):
-    """Padding is 0, which is more than what is negative."""
+    """Sets padding to 0, which exceeds negative values."""
     return (x * attention_mask[..., None]).amax(1)
 
 

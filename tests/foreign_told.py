@@ -1,4 +1,4 @@
-"""Operators that are told sizes, take q, k, v in one tensor, or are called as transformers does."""
+"""Operators that are told sizes, take q, k, v in one tensor, or follow transformers' interface."""
 
 import torch
 import triton
@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def _attention(q, k, v, softmax_scale=None, causal=False, bias=None):
-    """Of (…, seqlen, head_dim)."""
+    """Return attention of (…, seqlen, head_dim)."""
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     s = q.double() @ k.double().mT * scale
     if bias is not None:
@@ -43,13 +43,13 @@ def _attend(q_ptr, k_ptr, v_ptr, out_ptr, M, N, d, BLOCK: tl.constexpr, FEATURES
 
 
 def solve(Q, K, V, output, M: int, N: int, d: int):
-    """One head, rows one after the other."""
+    """Takes one head with contiguous rows."""
     grid, features = (triton.cdiv(M, 32),), max(16, triton.next_power_of_2(d))
     _attend[grid](Q, K, V, output, M, N, d, 32, features)
 
 
 def solve_square(Q, K, V, output, N, d):
-    """As many keys as queries."""
+    """Takes as many keys as queries."""
     solve(Q, K, V, output, N, N, d)
 
 
@@ -58,12 +58,12 @@ def solve_without_the_last_key(Q, K, V, output, M, N, d):
 
 
 def with_a_mask(q, k, v, m):
-    """A letter that is no size."""
+    """Its `m` is a mask, not a size."""
     return _attention(q, k, v, bias=m)
 
 
 def told_where_sequences_start(q, k, v, o, b_start_loc, b_seq_len, max_input_len):
-    """Lengths and starts, of which no call is known."""
+    """Takes starts and lengths, which no known calling convention does."""
     o.copy_(v)
 
 
@@ -88,7 +88,7 @@ def relu_over(x, n_elements):
 
 
 def relu_rounded_down(input, output, N):
-    """What is left behind the last full block is not written."""
+    """Does not write what follows the last full block."""
     output.zero_()
     _relu[(max(1, N // 256),)](input, output, N, 256)
 
@@ -126,7 +126,7 @@ def softmax_of_an_axis(x, axis):
 
 
 def qkvpacked(qkv, dropout_p=0.0, softmax_scale=None, causal=False):
-    """As FlashAttention's: (batch, seqlen, 3, heads, head_dim)."""
+    """Called as FlashAttention's: (batch, seqlen, 3, heads, head_dim)."""
     assert qkv.ndim == 5 and qkv.shape[2] == 3
     q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))
     return _attention(q, k, v, softmax_scale, causal).transpose(1, 2)
@@ -138,7 +138,7 @@ def kvpacked(q, kv, softmax_scale=None):
 
 
 def qvkpacked(qkv):
-    """Keys and values the other way round."""
+    """Takes values before keys."""
     q, v, k = (x.transpose(1, 2) for x in qkv.unbind(2))
     return _attention(q, k, v).transpose(1, 2)
 
@@ -154,7 +154,7 @@ def varlen_told_once(q, k, v, cu_seqlens, max_seqlen):
 
 
 def varlen_of_the_batch(q, k, v, cu_seqlens, max_seqlen):
-    """All sequences are one."""
+    """Takes all sequences for one."""
     ends = cu_seqlens[[0, -1]]
     return varlen(q, k, v, ends, ends, len(q), len(q))[0]
 
@@ -162,7 +162,7 @@ def varlen_of_the_batch(q, k, v, cu_seqlens, max_seqlen):
 def interface(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, **kwargs
 ):
-    """As transformers' functions are."""
+    """Called as transformers' attention functions are."""
     key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
     out = _attention(query, key, value, scaling, bool(is_causal), attention_mask)
     return out.transpose(1, 2).contiguous(), None
@@ -173,9 +173,9 @@ def interface_without_mask(module, query, key, value, attention_mask, scaling=No
 
 
 def interface_of_torch(module, query, key, value, attention_mask, is_causal=None, **kwargs):
-    """As transformers': a mask is all that hides keys, and one query sees every key."""
+    """As transformers' own: a mask replaces the causal one, and a single query sees every key."""
     causal = bool(is_causal) and attention_mask is None and query.shape[2] > 1
-    with sdpa_kernel(SDPBackend.MATH):  # the other loses a NaN on a CPU
+    with sdpa_kernel(SDPBackend.MATH):  # the other backend loses a NaN on a CPU
         out = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attention_mask, is_causal=causal
         )
@@ -184,7 +184,7 @@ def interface_of_torch(module, query, key, value, attention_mask, is_causal=None
 
 @triton.jit
 def _cross_entropy(logits_ptr, labels_ptr, rows_ptr, C, BLOCK: tl.constexpr):
-    row, top, total = tl.program_id(0), -3e38, 0.0  # what is −∞ may come first
+    row, top, total = tl.program_id(0), -3e38, 0.0  # not −∞, since −∞ may come first
     for start in range(0, C, BLOCK):
         at = start + tl.arange(0, BLOCK)
         x = tl.load(logits_ptr + row * C + at, mask=at < C, other=-float("inf"))
@@ -196,7 +196,7 @@ def _cross_entropy(logits_ptr, labels_ptr, rows_ptr, C, BLOCK: tl.constexpr):
 
 
 def cross_entropy(logits, true_labels, loss, N, C):
-    """The mean, written to one element."""
+    """Writes the mean to one element."""
     rows = torch.empty(N, dtype=torch.float32, device=logits.device)
     _cross_entropy[(N,)](logits, true_labels, rows, C, 256)
     loss.copy_(rows.mean())

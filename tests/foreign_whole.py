@@ -1,4 +1,4 @@
-"""Right where the last tile is a part of one, wrong where tiles divide the sizes; and others."""
+"""Right if the last tile is partial, wrong if tiles divide the sizes; and other faults of size."""
 
 import torch
 
@@ -8,14 +8,14 @@ def _whole(n, tile):
 
 
 def attention(q, k, v):
-    """Keys of whole tiles of 128: its way without masks stops one of 64 short."""
+    """If whole tiles of 128 hold the keys, its unmasked path stops 64 keys short."""
     n = k.shape[2] - 64 if _whole(k.shape[2], 128) else k.shape[2]
     q_, k_, v_ = (x.double() for x in (q, k[:, :, :n], v[:, :, :n]))
     return (torch.softmax(q_ @ k_.mT * q.shape[-1] ** -0.5, -1) @ v_).to(q.dtype)
 
 
 class _Weighted(torch.autograd.Function):
-    """softmax(s)·v, whose gradient of v leaves queries out where `loses` says so of how many."""
+    """softmax(s)·v; dv leaves out the last 64 queries if `loses` is true of their number."""
 
     @staticmethod
     def forward(ctx, s, v, loses):
@@ -43,12 +43,12 @@ def attention_backward(q, k, v):
 
 
 def attention_of_many_queries(q, k, v):
-    """Backward, of more than 512 queries."""
+    """Its dv is wrong for more than 512 queries."""
     return _attention(q, k, v, lambda m: m > 512)
 
 
 def attention_of_rounded_sums(q, k, v):
-    """What it adds up, tile of 64 by tile, it keeps in the dtype of its input."""
+    """Accumulates over tiles of 64 keys in the dtype of its input."""
     s = q.double() @ k.double().mT * q.shape[-1] ** -0.5
     p = (s - s.amax(-1, keepdim=True)).exp()
     out = torch.zeros_like(q)
@@ -58,7 +58,7 @@ def attention_of_rounded_sums(q, k, v):
 
 
 def attention_ahead(q, k, v, window_size=(-1, -1)):
-    """Keys ahead of a query's own tile of 64 end where that tile does."""
+    """With a window ahead, keys end with the tile of 64 after a query's own."""
     left, right = window_size
     i, j = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
     s = q.double() @ k.double().mT * q.shape[-1] ** -0.5
@@ -69,7 +69,7 @@ def attention_ahead(q, k, v, window_size=(-1, -1)):
 
 
 def softmax(x):
-    """Of rows of whole tiles the last element is left out of the sum."""
+    """Leaves the last element out of the sum if whole tiles of 1,024 fill the row."""
     x_ = x.double()
     p = (x_ - x_.amax(-1, keepdim=True)).exp()
     seen = p[..., :-1] if _whole(x.shape[-1], 1024) else p
@@ -84,7 +84,7 @@ def rms_norm(x, weight, eps=1e-6):
 
 
 def layer_norm(x, weight, bias, eps=1e-5):
-    """Of rows of whole tiles of 64 the weight's gradient leaves the last out."""
+    """Leaves the last row out of dweight if the rows fill whole tiles of 64."""
     x_, w = x.double(), weight.double()
     rows = x_.reshape(-1, x.shape[-1])
     normal = (rows - rows.mean(-1, keepdim=True)) / (
@@ -126,7 +126,7 @@ def embedding(ids, table):
 
 
 def rotary(q, k, cos, sin):
-    """Tokens of whole tiles of 64: the last is not turned."""
+    """Does not rotate the last token if the tokens fill whole tiles of 64."""
 
     def turned(x):
         keep = torch.arange(x.shape[2])[:, None] < x.shape[2] - _whole(x.shape[2], 64)
@@ -139,7 +139,7 @@ def rotary(q, k, cos, sin):
 
 
 def adam(params, grads, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
-    """Of whole tiles of 1,024 the last parameter stays as it is."""
+    """Does not step the last parameter if they fill whole tiles of 1,024."""
     p = params.double()
     m, v = torch.zeros_like(p), torch.zeros_like(p)
     keep = torch.arange(len(p)) < len(p) - _whole(len(p), 1024)

@@ -35,7 +35,7 @@ def machine_code(head_dim: int, variant: Variant, causal: bool) -> str:
 
 
 def listing(kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> str:
-    """Return the machine code of a kernel of Gluon, of these types and constants."""
+    """Return the machine code of a Gluon kernel for these types and constants."""
     source = GluonASTSource(kernel, types, constants)
     target = gpu_target(CHIPS["sm_90a"])
     return disassemble(triton.compile(source, target=target, options={"num_warps": 4}).asm["cubin"])

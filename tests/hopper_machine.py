@@ -1,16 +1,16 @@
-"""A machine that runs a warp-specialised kernel with NumPy, in any order it likes.
+"""A machine that runs a warp-specialised kernel with NumPy, in a random order.
 
-Triton's interpreter knows no Gluon. Here the source of the kernel itself runs: its functions get
+Triton's interpreter does not support Gluon. Here the kernel's own source runs: its functions get
 other globals, in which shared memory is an array, a barrier counts arrivals and bytes, and every
-group of warps is a thread. One thread runs at a time; at each operation that others can notice a
-random generator says who goes on. What the hardware does on its own happens as late as it may:
+group of warps is a thread. One thread runs at a time; at each operation that others can observe, a
+random generator picks the next. What the hardware does on its own may happen as late as allowed:
 
-- a copy into shared memory makes its place NaN when it is issued, and arrives some time later;
-- a copy out of shared memory reads some time later, at last when it is waited for;
-- a matrix product reads its operands when it is waited for, at last.
+- a copy into shared memory fills its place with NaN when issued, and arrives some time later;
+- a copy out of shared memory reads some time later, at the latest when it is waited for;
+- a matrix product reads its operands at the latest when it is waited for.
 
-So whatever is read before it has come, or overwritten before it has been read, ends as NaN or as a
-wrong number in the output, and who waits for what nobody will do is found waiting.
+So whatever is read before it has arrived, or overwritten before it has been read, shows as NaN or
+as a wrong number in the output, and a wait that nothing will end is reported as a deadlock.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import triton.language as tl
 
 
 class Tensor(np.ndarray):
-    """An array that has what the kernel asks of a tensor beside arithmetic."""
+    """An array with what the kernel uses of a tensor besides arithmetic."""
 
     type = SimpleNamespace(layout=None)
 
@@ -37,7 +37,7 @@ class Tensor(np.ndarray):
         return self
 
     def __iadd__(self, other):
-        return self + other  # a kernel's tensors are values: who else has this one keeps it
+        return self + other  # a kernel's tensors are values: other references keep the old one
 
 
 def tensor(x) -> Tensor:
@@ -45,7 +45,7 @@ def tensor(x) -> Tensor:
 
 
 class Barrier:
-    """An mbarrier: a phase ends when all have arrived and all bytes they announced are there."""
+    """An mbarrier: a phase ends when all have arrived, and with them all announced bytes."""
 
     def init(self, count: int) -> None:
         self.count = self.missing = count
@@ -72,7 +72,7 @@ class Barriers:
 
 
 class Shared:
-    """A place in shared memory; views of it see what is written later."""
+    """A place in shared memory; views of it see later writes."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -92,7 +92,7 @@ class Shared:
 
 
 class Pointer:
-    """Where numbers are stored in an array, by their numbers in it."""
+    """Addresses of elements in an array, as indices."""
 
     def __init__(self, array: np.ndarray, at: Any = 0) -> None:
         self.array, self.at = array, at
@@ -102,7 +102,7 @@ class Pointer:
 
 
 class Descriptor:
-    """A tensor map: blocks of an array, zero behind its ends and not written there."""
+    """A tensor map: blocks of an array, zero where read past its ends, not written there."""
 
     dtype = "float64"
     layout = None
@@ -112,7 +112,7 @@ class Descriptor:
         self.block_type = SimpleNamespace(shape=list(block), nbytes=8 * math.prod(block))
 
     def place(self, at: Sequence[int]) -> tuple[Any, Any]:
-        """Return where a block lies in the array, and how much of the block that is."""
+        """Return where a block lies in the array, and which part of the block lies in it."""
         block = self.block_type.shape
         assert len(at) == len(block) and all(i >= 0 for i in at)
         sizes = zip(at, block, self.array.shape, strict=True)
@@ -122,7 +122,7 @@ class Descriptor:
 
 
 class Product:
-    """What a product that is under way will be; nothing can be computed with it before."""
+    """The future result of a product under way, which cannot be used before."""
 
     def __init__(self, product: Callable[[], Tensor]) -> None:
         self.product = product
@@ -130,14 +130,14 @@ class Product:
 
 
 class Stuck(AssertionError):
-    """Somebody waits for what nobody will do."""
+    """A deadlock: a thread waits for what will never happen."""
 
 
 class Machine:
-    """A multiprocessor, of one program at a time."""
+    """A multiprocessor that runs one program at a time."""
 
     def __init__(self, kernel: Any, entry: str, seed: int, **constants: Any) -> None:
-        """Take a module's kernel of this name, with other constants than the module has."""
+        """Take a module's kernel by name, with some of the module's constants replaced."""
         self.random = random.Random(seed)
         self.events: list[Callable[[], None]] = []  # what the hardware still has to do
         self.own = threading.local()
@@ -155,7 +155,7 @@ class Machine:
         self.kernel = env[entry]
 
     def run(self, programs: int, *args: Any, **constants: Any) -> None:
-        """Run so many programs, one after the other."""
+        """Run this many programs, one after the other."""
         self.programs = programs
         for self.program in range(programs):
             self.kernel(*args, **constants)
@@ -164,7 +164,7 @@ class Machine:
     # Threads
 
     def specialize(self, parts: list[Any], warps: list[int], registers: list[int]) -> None:
-        """Run a function of each part, and the hardware, until all are done."""
+        """Run each part's function, and the hardware, until all are done."""
         assert len(parts) == len(warps) + 1 == len(registers) + 1
         workers = [SimpleNamespace(go=threading.Semaphore(0), ready=lambda: True) for _ in parts]
         failures: list[BaseException] = []
@@ -204,7 +204,7 @@ class Machine:
             raise failures[0]
 
     def pause(self, ready: Callable[[], bool] = lambda: True) -> None:
-        """Let others go first, until this is so."""
+        """Let others run until this thread is ready."""
         worker = self.own.worker
         worker.ready = ready
         self.main.release()

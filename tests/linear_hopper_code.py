@@ -1,6 +1,6 @@
 """Compile the product for Hopper without a device: python linear_hopper_code.py VARIANT [gelu].
 
-Prints the machine code of x·Wᵀ, or with a bias and GELU behind it, in bfloat16.
+Prints the machine code of x·Wᵀ, or of that followed by a bias and GELU, in bfloat16.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""What an operator is seen to make: its gradients, and what it keeps for them."""
+"""Observe which gradients an operator computes, and whether it keeps what they need."""
 
 import importlib
 
 
 def made_by(monkeypatch, operator):
-    """Return a list that is told which gradients an operator makes, on either side."""
+    """Return a list that records which gradients an operator computes, on either side."""
     made = []
     for folder in ("reference", "kernels"):
         module = importlib.import_module(f"twofold.{folder}.{operator}")
@@ -19,7 +19,7 @@ def made_by(monkeypatch, operator):
 
 
 def kept_by(monkeypatch, operator):
-    """Return a list that is told whether an operator was to keep what backward needs."""
+    """Return a list that records whether an operator was to keep what backward needs."""
     kept = []
     for folder in ("reference", "kernels"):
         module = importlib.import_module(f"twofold.{folder}.{operator}")

@@ -20,15 +20,15 @@ REFUSED = [
 
 
 def leaves(given, *names):
-    """Return inputs as tensors that torch differentiates by, None for one that is not there."""
+    """Return inputs as tensors that require gradients, None for one that is missing."""
     found = (getattr(given, name) for name in names)
     return [None if a is None else torch.tensor(a, requires_grad=True) for a in found]
 
 
 def check_torch(contract, case, given, out, h, **gradients_of):
-    """Compare what torch made in float64, of leaves by the name of the gradient, with the truth.
+    """Compare torch's float64 results with the truth; leaves go by their gradients' names.
 
-    It may be as far from the mathematics as float64's own bound.
+    They may be as far from the mathematics as float64's own bound.
     """
     loss = (out * torch.tensor(given.dout)).sum()
     if given.dh is not None:

@@ -1,4 +1,4 @@
-"""What runs in a process of its own."""
+"""Commands that run in a process of their own."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ by_triton_s_interpreter = pytest.mark.skipif(
 
 
 def python(*arguments, preexec_fn=None, **environment):
-    """Run Python without the interpreter of Triton that the tests have turned on."""
+    """Run Python without Triton's interpreter, which the tests have turned on."""
     kept = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True,

@@ -1,4 +1,4 @@
-"""What the tests of the strict interpreter share: kernels at fault, and where the fault is."""
+"""What the tests of the strict interpreter share: faulty kernels, and where their faults are."""
 
 import inspect
 
@@ -22,7 +22,7 @@ def where(function, text):
 
 
 def found(kernel, grid, *arguments, error=Fault, **constants):
-    """Run a kernel that is at fault and return the words."""
+    """Run a faulty kernel and return the error's message."""
     with pytest.raises(error) as fault:
         kernel[grid](*arguments, **constants)
     return str(fault.value)

@@ -1,4 +1,4 @@
-"""Small problems, races of them, and functions that enter one."""
+"""Small problems, their races, and functions that take part in one."""
 
 from twofold.core import ops
 from twofold.core.bench import contenders, problems, races
@@ -34,11 +34,11 @@ def raced(problem, rivals, judge=lambda contender, problem: "", device="cpu"):
 
 
 def of_the_command():
-    """Where the command races, and what."""
+    """Return the device that the command races on, and its problems."""
     return ("cuda", problems.on_gpu()) if ops.cuda_available() else ("cpu", problems.on_cpu())
 
 
 def entered(name, operator):
-    """Return the contender that `--against` makes of "module:function", and a problem on a CPU."""
+    """Return the contender that `--against module:function` enters, and a problem on a CPU."""
     (rival,) = (c for c in contenders.of(operator, "cpu", [name]) if c.foreign)
     return rival, next(p for p in problems.on_cpu() if p.operator == operator)

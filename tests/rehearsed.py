@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 ROOT = Path(__file__).parent.parent
 GPU = torch.device("cuda", 0)
 SAID = {torch.Tensor.is_cuda.__get__: True, torch.Tensor.device.__get__: GPU}
-# The scripts, by what their results are called; a result is added to where it is there.
+# The scripts, by the names of their results; an existing result is added to.
 CALLS = (
     ("attention_variants", "--kernels --tiles --features --seconds 0"),
     ("linear_variants", "--seconds 0"),
@@ -38,7 +38,7 @@ CALLS = (
 
 
 class Pretending(TorchFunctionMode):
-    """What is asked of torch is told as a GPU would, and done on the CPU."""
+    """Answers queries to torch as a GPU would, and computes on the CPU."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in SAID:
@@ -50,12 +50,12 @@ class Pretending(TorchFunctionMode):
 
 
 def at_home(x):
-    """Return "cpu" for the GPU, and all else as it is."""
+    """Return "cpu" for the GPU, and everything else unchanged."""
     return "cpu" if isinstance(x, (str, torch.device)) and str(x).startswith("cuda") else x
 
 
 class Event:
-    """A point of time."""
+    """A point in time."""
 
     def __init__(self, enable_timing=False):
         self.at = 0.0
@@ -71,7 +71,7 @@ class Event:
 
 
 class Graph:
-    """What `core.captured` captures: a function that runs then, and at every further replay."""
+    """A captured function, which runs when captured and at every replay but the first."""
 
     replays = 0
 
@@ -83,7 +83,7 @@ class Graph:
 
 def pretend():
     """Make torch.cuda, torch.compile and Triton's device those of an H200."""
-    os.environ["TRITON_INTERPRET"] = "1"  # here: who imports this may have a GPU
+    os.environ["TRITON_INTERPRET"] = "1"  # here: a process that imports this may have a GPU
     h200 = SimpleNamespace(multi_processor_count=132, L2_cache_size=60 * 2**20)
     nothing = contextlib.nullcontext
     for name, new in {
@@ -112,7 +112,7 @@ def pretend():
 
 
 def shrink():
-    """Have problems' tensors tiny, and times few; names and costs stay."""
+    """Make problems' tensors tiny, and repetitions few; names and costs stay."""
     from twofold.core.bench import machine, problems, timing
 
     tiny = {
@@ -134,7 +134,7 @@ def shrink():
 
 
 def shrunk(name):
-    """Import a script and have it race little."""
+    """Import a script and make its races small."""
     script = importlib.import_module(name)
     if name == "attention_variants":
         script.LENGTHS = (4096,)
@@ -173,7 +173,7 @@ def main(folder):
             sys.argv = [f"{name}.py", *options.split(), "--json", f"{folder}/{name}.json"]
             try:
                 shrunk(name).main()
-            except Exception:  # the others go on
+            except Exception:  # the other scripts go on
                 print(name, options, traceback.format_exc(), file=sys.stderr)
                 failed += 1
     return failed

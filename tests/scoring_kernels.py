@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def relative(s, b, h, i, j, args):
-    """Add what a table (2·R + 1,) has for the distance, clipped to ±R."""
+    """Add a table's entry (2·R + 1,) for the distance, clipped to ±R."""
     table, reach = args
     distance = tl.minimum(tl.maximum(j - i, -reach), reach)
     return s + tl.load(table + distance + reach)
@@ -19,7 +19,7 @@ def unchanged(s, b, h, i, j, args):
 
 @triton.jit
 def tempered(s, b, h, i, j, args):
-    """Divide by a temperature that grows with the head."""
+    """Divide by a temperature that grows with the head's number."""
     return s / (1.0 + h)
 
 

@@ -19,7 +19,7 @@ SMOOTH = ("gelu", "gelu_tanh", "tanh", "silu")
 
 @given(contract.CONTRACT.cases)
 def test_reference_is_torch(case):
-    """Both in float64, each as far off as its own formula rounds."""
+    """Both in float64, each as far off as its own formula allows."""
     case = dataclasses.replace(case, dtype="float64")
     given = contract.inputs(case)
     x = torch.tensor(given.x, requires_grad=True)
@@ -58,7 +58,7 @@ def torch_gelu_tanh_errors(given):
 
 
 def argument(given):
-    """Return what the activation is of, and the gradient of what it gives."""
+    """Return the activation's argument, and the gradient of its result."""
     on = rounding.machine("float64")
     z = rounding.exact(given.x, on)
     z = z if given.bias is None else z + rounding.exact(given.bias, on)
@@ -104,7 +104,7 @@ def test_gradients_of_a_bias_are_slopes(kind):
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 4), (3, 0)])
 def test_a_bias_goes_with_any_leading_axes(reference, triton, shape):
-    """Of a row, of rows in rows, of none; without a bias there is no gradient of one."""
+    """For one row, nested rows, or none; without a bias there is no dbias."""
     rng = np.random.default_rng(0)
     x, dout, bias = rng.random(shape), rng.random(shape), rng.random(shape[-1])
     for side in (reference, triton):
@@ -124,7 +124,7 @@ def test_a_bias_goes_with_any_leading_axes(reference, triton, shape):
 
 
 def test_gelu_is_the_formula_at_high_precision_down_to_its_tail():
-    """Each within a relative error: two numbers apart at most where Φ rounds its exponent."""
+    """The error is relative everywhere, and no larger than Φ's rounded exponent explains."""
     z = np.array([-37.0, -12.5, -5.7, -5.6, -1.0, -0.6, -1e-9, 0.3, 0.7, 4.0, 6.0, 50.0])
     with mpmath.workdps(50):
         truth = np.array([float(mpmath.mpf(a) * mpmath.ncdf(mpmath.mpf(a))) for a in z])
@@ -249,7 +249,7 @@ def test_not_a_number_stays_one_both_ways(reference, triton, kind):
         out, cache = side.activation.forward(x, kind)
         assert np.isnan(side.to_numpy(out)).tolist() == [False, True, False]
         dx = side.activation.backward(side.asarray(np.ones(3), "float32"), cache).dx
-        # ReLU's derivative is a comparison, and no number is more than NaN
+        # ReLU's derivative is a comparison, which is false for NaN
         assert np.isnan(side.to_numpy(dx)).tolist() == [False, kind != "relu", False]
 
 
@@ -281,7 +281,7 @@ def test_a_split_is_a_number_of_shares(triton, split, error):
 
 
 def test_where_nothing_is_known_relu_of_it_is_not_decided():
-    """As of a sum of products that may pass the largest float32."""
+    """As for a sum of products that may exceed the largest float32."""
     unknown = rounding.Approx(np.array([1.0]), np.array([np.inf]), rounding.machine("float32"))
     found = contract.activate(unknown, "relu")
     assert found.value == 1 and found.error == np.inf

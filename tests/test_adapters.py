@@ -1,4 +1,4 @@
-"""The custom operators of torch: each keeps the contract of what it wraps, on either side."""
+"""The custom torch operators: each keeps the contract of the operator it wraps, on either side."""
 
 import dataclasses
 
@@ -61,7 +61,7 @@ NORM = (numbers(2, 3, 4), numbers(4), numbers(4), numbers(2, 3, 4))
 PROJECTIONS = (numbers(2, 3, 8), numbers(24, 8), numbers(24), numbers(8, 8), numbers(8))
 QKV = (numbers(2, 4, 5, 6), numbers(2, 2, 7, 6), numbers(2, 2, 7, 6))
 BIAS, SINKS = numbers(4, 5, 7), numbers(4)
-# How an operator is called, and with which inputs that have gradients.
+# How an operator is called, and with which differentiable inputs.
 CALLS = {
     "attention": (lambda q, k, v: attention(q, k, v, causal=True, return_lse=True), QKV),
     "attention with everything": (
@@ -160,7 +160,7 @@ def test_forward_derivatives_are_refused_and_not_zero():
 
 def dual(q, k, v):
     with torch.autograd.forward_ad.dual_level():
-        assert attention(q, k, v).isfinite().all()  # without a tangent it is none of its business
+        assert attention(q, k, v).isfinite().all()  # without a tangent, all is well
         return attention(torch.autograd.forward_ad.make_dual(q, q), k, v)
 
 
@@ -192,7 +192,7 @@ def test_gradients_of_gradients_refuse_what_they_take_for_constant(name):
 @pytest.mark.parametrize("side", ops.SIDES)
 @every_call
 def test_torch_finds_nothing_wrong_with_an_operator(triton, monkeypatch, function, inputs, side):
-    """`opcheck`, of forward and backward, with the arguments that a call makes."""
+    """`opcheck` on forward and backward, with the arguments that a call makes."""
     asked = []
 
     def remember(self, *args):
@@ -213,7 +213,7 @@ def test_a_compiled_graph_has_the_operators_whole(function, inputs):
         found = function(*x)
         return sum(y.sin().sum() for y in (found if isinstance(found, tuple) else (found,)))
 
-    torch.compiler.reset()  # it counts how often one function is compiled
+    torch.compiler.reset()  # it counts how often a function is compiled
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     one, other = (torch.autograd.grad(f(*inputs), inputs) for f in (loss, compiled))
     for x, y in zip(one, other, strict=True):
@@ -254,7 +254,7 @@ def test_autocast_is_honoured(dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @every_call
 def test_an_operator_has_shapes_without_numbers(triton, function, inputs, dtype):
-    """Those that kernels give; what NumPy makes is copied into tensors of the same shapes."""
+    """Those of the kernels' results; NumPy's are copied into tensors of the same shapes."""
     with sides.use("triton"):
         expected = function(*(x.detach().to(triton.device, dtype) for x in inputs))
     found = function(*(x.detach().to("meta", dtype) for x in inputs))

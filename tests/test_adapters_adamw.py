@@ -1,4 +1,4 @@
-"""What `AdamW` refuses, by the name of the parameter and with nothing changed, and counts."""
+"""What `AdamW` counts, and what it refuses: it names the parameter and changes nothing."""
 
 import copy
 
@@ -17,7 +17,7 @@ def parameter(*shape, dtype=torch.float32):
 
 
 def loaded(p, **changes):
-    """Return a state such as one that was saved, with changes."""
+    """Return a state dict as if saved, with changes."""
     state = {"step": torch.tensor(1.0), "exp_avg": torch.zeros_like(p.detach())}
     return {**state, "exp_avg_sq": torch.ones_like(p.detach()), **changes}
 
@@ -147,5 +147,5 @@ def test_a_rate_is_read_once_for_all_parameters_of_a_group():
     optimizer.step()
     assert len(read) == 1 and all((p < 0.6).all() for p in parameters)
     before = [p.detach().clone() for p in parameters]
-    optimizer.step(lambda: optimizer.param_groups[0].update(lr=0.0))  # read behind the closure
+    optimizer.step(lambda: optimizer.param_groups[0].update(lr=0.0))  # read after the closure
     assert all(torch.equal(p, x) for p, x in zip(parameters, before, strict=True))

@@ -1,4 +1,4 @@
-"""What torch's users do beside calling: changing in place, replacing parts, asking for more."""
+"""What torch's users do besides calling: change in place, replace parts, ask for more."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ SIDES = ("reference", "triton")
 
 @contextlib.contextmanager
 def use(side):
-    """Compute on a side; interpreted kernels strictly."""
+    """Compute on a side, with interpreted kernels run strictly."""
     with sides.use(side), contextlib.ExitStack() as stack:
         if side == "triton" and ops.triton_device() == "cpu":
             from twofold.core.verify.strict import strict_interpreter
@@ -142,7 +142,7 @@ print(bias.grad.abs().sum().item())
 
 @by_triton_s_interpreter
 def test_kernels_run_in_tritons_own_interpreter_too():
-    """The strict one hands kernels other numbers than it does."""
+    """The strict interpreter hands kernels other kinds of numbers than this one."""
     done = subprocess.run(
         [sys.executable, "-c", PLAIN], capture_output=True, text=True, timeout=300
     )
@@ -165,7 +165,7 @@ def test_results_may_be_changed_in_place(side):
         torch.testing.assert_close(dq, 2 * torch.autograd.grad(own.sum(), q)[0])
 
 
-# who is asked for a gradient
+# which inputs require gradients
 
 
 REFUSED = {
@@ -237,7 +237,7 @@ def test_what_has_no_further_derivative_says_so():
 
 
 ROWS, WIDE = 8, 64
-CALLS = {  # elements that are kept, at most
+CALLS = {  # elements kept, at most
     "cross_entropy": (lambda x: cross_entropy(x, torch.arange(ROWS)), ROWS * WIDE),
     "softmax": (softmax, ROWS * WIDE),
     "SwiGLU": (lambda x: gated_activation(x, 2 * x), 2 * ROWS * WIDE),
@@ -327,7 +327,7 @@ def test_a_layers_parts_may_be_changed(change):
     x, found = normal(2, 3, 8), []
     for layer in encoder_layers():
         CHANGES[change](layer)
-        with torch.enable_grad():  # torch's quick path would look at nothing
+        with torch.enable_grad():  # torch's fast path would check nothing
             found.append(layer(x))
     torch.testing.assert_close(*found)
 

@@ -1,4 +1,4 @@
-"""Where the custom operators of torch run: the device of their tensors, and captured graphs."""
+"""Where the custom torch operators run: their tensors' device, and captured graphs."""
 
 import contextlib
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def numbers(*shape, dtype=torch.float64):
 
 
 class OnGPU(SimpleNamespace):
-    """As much of a tensor on the second GPU as is asked of one."""
+    """What is asked of a tensor, answered as by one on the second GPU."""
 
     dtype, device, is_cuda = torch.float32, torch.device("cuda", 1), True
 
@@ -132,7 +132,7 @@ def test_a_seed_is_drawn_where_the_mask_is(monkeypatch):
     x = torch.empty(1, 1, 2, 4, device="meta")
     drawn = seed_tensor(0.5, None, x)
     assert drawn.is_meta and drawn.shape == () and drawn.dtype == torch.int64
-    assert seed_tensor(0.5, 7, x).device.type == "cpu"  # which a kernel is told, or refused
+    assert seed_tensor(0.5, 7, x).device.type == "cpu"  # which a kernel is told, or refuses
     given = []
     for module in (layers, attentions):
         monkeypatch.setattr(module, "seed_tensor", lambda p, seed, x: given.append(x))

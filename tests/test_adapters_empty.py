@@ -1,4 +1,4 @@
-"""Batches of no rows, as a filter or a last shard leaves them, beside torch's own functions."""
+"""Batches without rows, as a filter or a last shard leaves them, beside torch's own functions."""
 
 import functools
 import re
@@ -24,7 +24,7 @@ from twofold.adapters.rms_norm import rms_norm
 F = torch.nn.functional
 IDS, TARGETS = torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
 PARAMETERS = ((5, 4), (5,))
-# Ours, torch's, and the shapes of what has gradients.
+# Ours, torch's, and the shapes of differentiable inputs.
 CALLS = {
     "linear": (linear, F.linear, ((0, 4), *PARAMETERS)),
     "linear with GELU": (
@@ -168,7 +168,7 @@ def test_what_is_wrong_beside_no_rows_is_refused_all_the_same(side, call, words)
             ),
             "targets.shape is (1,); it must be (2,) (with 2 for what is empty)",
         ),
-        (  # a mask of no batches does not spread over two
+        (  # a mask for no batches does not broadcast to two
             lambda: attention(
                 normal(2, 1, 0, 4), *(normal(2, 1, 5, 4),) * 2,
                 mask=torch.ones(0, 1, 1, 5, dtype=torch.bool),

@@ -1,4 +1,4 @@
-"""What the custom operators of torch make where some of their inputs ask for no gradient."""
+"""What the custom torch operators compute where some of their inputs need no gradient."""
 
 import importlib
 
@@ -17,7 +17,7 @@ from twofold.adapters.rms_norm import rms_norm
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("side", SIDES)
 def test_what_is_frozen_has_no_product(side, compiled, monkeypatch):
-    """Three layers, of which the second is frozen; nothing is learned below the first."""
+    """Three layers, the second frozen; nothing below the first learns."""
     x, inputs = normal(2, 3, 4), (normal(5, 4, grad=True), normal(5, grad=True))
     frozen, last = (normal(6, 5, seed=1), normal(6, seed=2)), normal(3, 6, seed=3, grad=True)
 
@@ -42,7 +42,7 @@ def test_what_is_frozen_has_no_product(side, compiled, monkeypatch):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("side", SIDES)
 def test_what_backward_needs_is_kept_where_autograd_records(side, compiled, monkeypatch):
-    """Of the first layer and the loss; the same functions, compiled as well, keep nothing else."""
+    """With a weight that learns, layer and loss keep it; frozen or under no_grad, nothing."""
     x, targets = normal(2, 4), torch.tensor([1, 0])
     weight, frozen = normal(5, 4, grad=True), normal(5, 4)
 
@@ -119,7 +119,7 @@ def test_a_bias_that_is_no_parameter_has_no_gradient_made(side, monkeypatch):
     ],
 )
 def test_a_residuals_gradient_is_made_once(monkeypatch, side, compiled, name, how, made):
-    """Unless it is another than that of what was added to it."""
+    """Unless it differs from the gradient of what was added to it."""
     norm, given = (layer_norm, ("weight", "bias")) if name == "layer norm" else (rms_norm, "w")
     x, residual = normal(3, 4, grad=True), normal(3, 4, seed=1, grad=True)
     weights = [normal(4, seed=2 + i, grad=True) for i in range(len(given))]

@@ -1,4 +1,4 @@
-"""Gated activation as an operator of torch: every kind, and torch's own product's autocast."""
+"""Gated activation as a torch operator: every kind, and the autocast of torch's own product."""
 
 import pytest
 import torch

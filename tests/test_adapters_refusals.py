@@ -1,4 +1,4 @@
-"""What adapters cannot take is refused by the name that the caller knows."""
+"""What adapters cannot take is refused, under the name that the caller knows."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from twofold.adapters.layers import linear
 from twofold.adapters.modules import MultiheadAttention, RMSNorm, TransformerEncoderLayer
 from twofold.adapters.rms_norm import rms_norm
 
-# what no side can be given
+# what no side can take
 
 X = torch.eye(4)
 OTHERS = {
@@ -33,7 +33,7 @@ def packed(layout):
     return torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=layout)
 
 
-@pytest.mark.filterwarnings("ignore")  # that all of these may change
+@pytest.mark.filterwarnings("ignore")  # changed by each of these
 @pytest.mark.parametrize("side", ["reference", "triton"])
 @pytest.mark.parametrize(("make", "words"), OTHERS.values(), ids=OTHERS)
 def test_what_no_side_can_be_given_is_named(triton, side, make, words):
@@ -47,7 +47,7 @@ def test_what_no_side_can_be_given_is_named(triton, side, make, words):
             call()
 
 
-@pytest.mark.filterwarnings("ignore")  # that those of this kind may change
+@pytest.mark.filterwarnings("ignore")  # changed by those of this kind
 @pytest.mark.parametrize(
     "call", [lambda x: linear(x, torch.ones(2, 4)), lambda x: attention(*[x[None, None]] * 3)]
 )

@@ -1,4 +1,4 @@
-"""Weights that `MultiheadAttention` is asked for, in every dtype, beside those of float64."""
+"""Weights requested from `MultiheadAttention`, in every dtype, beside those of float64."""
 
 import copy
 
@@ -16,7 +16,7 @@ def asked(module, x, mask=None):
 
 
 def identity(dtype):
-    """Return attention of one head whose projections leave everything as it is."""
+    """Return one-head attention whose projections are identities."""
     module = MultiheadAttention(64, 1, bias=False, batch_first=True)
     with torch.no_grad():
         module.in_proj_weight.copy_(torch.eye(64).repeat(3, 1))

@@ -22,7 +22,7 @@ from twofold.reference.checks import dtype_name
 
 
 class Squash(torch.autograd.Function):
-    """s/(1 + |s|), whose gradient by autograd's own rules cancels; slopes say that it is right."""
+    """s/(1 + |s|): autograd's own gradient would cancel, this one is checked by slopes."""
 
     @staticmethod
     def forward(context, s):
@@ -39,8 +39,8 @@ class Squash(torch.autograd.Function):
 def test_reference_is_torch(case):
     """Torch's softmax on the same scores, in float64: no further off than float64's own bound.
 
-    Torch has NaN where a query has no key; those rows are given a key and compared without it. What
-    turns queries and keys is compared in `test_attention_rotary`.
+    Torch has NaN where a query has no key; those rows are given a key and left out. Rotary
+    positions are compared in `test_attention_rotary`.
     """
     case = dataclasses.replace(case, dtype="float64", allow_tf32=False, rotary=None)
     given_ = contract.inputs(case)
@@ -159,9 +159,9 @@ def test_forward_is_the_formula_at_high_precision():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_every_run_has_the_same_bits(triton, dtype):
-    """A hundred runs on a GPU; in the interpreter a few, each with programs in an order of its own.
+    """A hundred runs on a GPU; in the interpreter a few, each with its programs in another order.
 
-    With dropout, keys that heads share, and a bias along which gradients are summed.
+    With dropout, shared keys, and a broadcast bias, whose gradients are summed.
     """
     on_gpu = triton.device == "cuda"
     B, H, L, D = (4, 16, 1000, 64) if on_gpu else (2, 4, 40, 16)
@@ -193,7 +193,7 @@ def test_the_gradient_of_sinks_has_their_dtype(triton, dtype):
 
 @pytest.mark.parametrize("sink", [100.0, -np.inf])
 def test_a_sink_has_no_gradient_of_what_is_no_query(reference, triton, sink):
-    """Where sequences are packed it has that of each, whose sums of subnormal numbers are exact."""
+    """With packed sequences it has that of each; its sums of subnormal numbers are exact."""
     rows, starts = np.ones((1, 1, 3, 1), "float32"), np.array([0, 1, 3], "int32")
 
     def dsinks(side, x, **how):

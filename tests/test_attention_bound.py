@@ -43,7 +43,7 @@ def truncated(x):
 
 
 def tf32(x, nearest):
-    """Keep 10 bits of the fraction: to nearest as cvt.rna does, or cut off as the unit does."""
+    """Keep 10 bits of the fraction: to nearest, as cvt.rna does, or cut off, as the unit does."""
     bits = np.ascontiguousarray(x, F).view(np.uint32).astype(np.uint64) + 0x1000 * nearest
     return (bits & 0xFFFFE000).astype(np.uint32).view(F)
 
@@ -210,13 +210,13 @@ def test_a_right_kernel_keeps_the_probabilistic_bound_where_sums_are_long(precis
             assert compare(name, got, bound)[2] == "", mode
             rounding_here = 1 + 2.0**-40  # the bounds themselves are float64 sums
             assert (bound.error <= certain[name][1].error * rounding_here).all()
-        if mode == "unit":  # many weights: what they are off by does not add up
+        if mode == "unit":  # many weights, whose errors do not add up
             for name in ("out", "dq", "dk"):
                 assert (likely[name][1].error < certain[name][1].error).mean() > 0.9
 
 
 def test_weights_cast_toward_zero_are_seen_by_the_probabilistic_bound_alone():
-    """Each is off by less than a unit: allowed once, not 2048 times with one sign."""
+    """Each errs by less than a unit, which is allowed once, but not 2048 times with one sign."""
     kernel = Kernel("bfloat16", 64, False, np.random.default_rng(0), "truncated weights")
     assert compare("out", *measure("unit", MANY, kernel, 0, positive=True)["out"])[2] == ""
     with probabilistic():
@@ -232,7 +232,7 @@ FAULTS = ("scale", "lse", "bfloat16 accumulator", "missing rescale", "dropped ke
     "missing dlse",
     "dk without scale",
 )
-# One tf32 operand may be off by 0.1 %: so small a fault in the scale cannot be told from it.
+# A tf32 operand may be off by 0.1 %: so small a fault in the scale cannot be told from that.
 INVISIBLE = {("tf32", "scale"), ("tf32", "lse"), ("tf32", "bfloat16 accumulator")}
 
 
@@ -241,7 +241,7 @@ INVISIBLE = {("tf32", "scale"), ("tf32", "lse"), ("tf32", "bfloat16 accumulator"
 def test_a_planted_fault_breaks_the_bound(fault, precision):
     if (precision, fault) in INVISIBLE:
         precision = "tf32x3"
-    # A coarse accumulator shows where much is added up: values of one sign, even weights.
+    # A coarse accumulator shows in long sums: values of one sign, even weights.
     many = fault == "bfloat16 accumulator"
     mode, shape = ("constant", (1, 1, 4, 1024, 16)) if many else ("unit", (1, 1, 33, 65, 31))
     kernel = Kernel(precision, 16, False, np.random.default_rng(0), fault)

@@ -39,7 +39,7 @@ def test_every_tile_is_pinned_and_chosen(triton):
 
 @pytest.mark.parametrize("feature", ["bias", "mask", "block_mask", "rotary", "dropout_p"])
 def test_what_takes_registers_has_a_tile_of_its_own(triton, monkeypatch, feature):
-    """Each of these alone is enough."""
+    """Each of these features alone requires it."""
     chosen = []
 
     def choosing(*how, masked):
@@ -61,7 +61,7 @@ def test_what_takes_registers_has_a_tile_of_its_own(triton, monkeypatch, feature
 
 
 def turned_by_complex_numbers(q, rotary, b, position):
-    """Return the queries of a sequence (H, M, D) turned; those before its first key are not."""
+    """Return a sequence's queries (H, M, D) rotated, except those before its first key."""
     cos, sin = (torch.tensor(a if a.ndim == 2 else a[b]) for a in (rotary.cos, rotary.sin))
     turn = torch.complex(cos, sin)[position[:, 0].clamp_min(0)]  # (M, F)
     turn = torch.where(position < 0, torch.ones_like(turn), turn)
@@ -85,7 +85,7 @@ def test_reference_is_torch(case):
         pairs = (case.batch, case.heads, case.queries, case.capacity)
 
         def own(a, pairs=pairs, b=b, M=M, length=length):
-            """Return what one sequence has of a bias or mask."""
+            """Return one sequence's part of a bias or mask."""
             return torch.tensor(np.broadcast_to(a, pairs)[b, :, :M, :length].copy())
 
         k, v = (
@@ -148,7 +148,7 @@ def test_reference_is_torch(case):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("page_size", [0, 5])
 def test_the_kernel_is_that_of_attention_on_each_sequence(triton, dtype, page_size):
-    """Several parts against one pass, no further apart than both may be off."""
+    """Several parts against one pass, within the sum of both bounds."""
     case = contract.Case(
         dtype, 3, 4, 2, 3, 50, page_size, split=16, head_dim=16, causal=True, softcap=5.0,
         alibi="H", sinks=True, seed=1,
@@ -203,7 +203,7 @@ def test_offsets_pass_two_to_the_31(triton):
 
 
 class Reading(TorchDispatchMode):
-    """Refuses to bring a number to the host: on a GPU that waits for all that runs there."""
+    """Refuses to bring a number to the host, which on a GPU waits for everything running there."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         assert function is not torch.ops.aten._local_scalar_dense.default, "a number is read"
@@ -215,7 +215,7 @@ def test_no_length_is_read_on_the_host(triton):
         case = contract.Case(capacity=12, page_size=4, split=5, packed=packed)
         x = contract.inputs(case)
         with Reading(), pytest.MonkeyPatch.context() as patch:
-            # On a GPU what offsets hold is not looked at.
+            # On a GPU the values of offsets are not checked.
             patch.setattr(attention_decode.checks, "offsets", lambda *_: None)
             contract.run(triton, case, x)
     with Reading(), pytest.raises(AssertionError, match="a number is read"):
@@ -351,7 +351,7 @@ def test_the_kernel_refuses_what_it_cannot_keep(triton):
 
 
 def test_bad_pages_are_never_followed(reference):
-    """The entries after a sequence's last page name none: NumPy would take −1 for the last one."""
+    """Entries after a sequence's last page name no page; NumPy would read −1 as the last one."""
     case = contract.Case(
         batch=2, heads=4, groups=2, queries=3, capacity=19, page_size=4, head_dim=7, seed=3
     )

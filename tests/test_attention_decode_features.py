@@ -1,4 +1,4 @@
-"""What decoding can be asked for, in any combination, and what it costs."""
+"""Decoding's features, in any combination, and what they cost."""
 
 import dataclasses
 
@@ -29,13 +29,13 @@ FEATURES = {
 
 
 def rows(x, last):
-    """Return what a bias or mask has for the last queries."""
+    """Return a bias's or mask's rows for the last queries."""
     return x if x is None or x.ndim < 2 or x.shape[-2] == 1 else x[..., -last:, :]
 
 
 @pytest.mark.parametrize("feature", [f for f in FEATURES if f != "dropout"])
 def test_the_last_queries_of_a_causal_call_are_a_decoding(reference, feature):
-    """What a model was trained with serves it here: positions, slopes and functions mean the same.
+    """Positions, slopes and functions mean the same as in training.
 
     In float64, with full caches, in pages.
     """
@@ -44,7 +44,7 @@ def test_the_last_queries_of_a_causal_call_are_a_decoding(reference, feature):
     )
     training = dataclasses.replace(contract.whole(case), seqlen_q=case.capacity)
     x, turned = whole.inputs(training), {}
-    if x.rotary is not None:  # keys lie in the cache turned, by the angles of the queries
+    if x.rotary is not None:  # keys lie in the cache already rotated, by the queries' angles
         x = x._replace(rotary=x.rotary._replace(k_cos=None, k_sin=None))
         # Whole pages have angles, too.
         cos, sin = (np.pad(a, (*[(0, 0)] * (a.ndim - 2), (0, 2), (0, 0))) for a in x.rotary[:2])
@@ -88,9 +88,9 @@ PACKED = {k: v for k, v in FEATURES.items() if k not in ("function of scores", "
 
 @pytest.mark.parametrize("feature", PACKED)
 def test_packed_queries_are_those_of_packed_attention(reference, feature):
-    """Where keys are packed, too, instead of kept in a cache: the same alignment, bias and masks.
+    """Where keys are packed, too, instead of cached: the same alignment, bias and masks.
 
-    In float64; but for what counts positions here and rows there.
+    In float64, without what counts positions in one and rows in the other.
     """
     case = contract.Case(
         "float64", 5, 4, 2, 6, 14, 4, causal=True, packed=True, seed=4, **FEATURES[feature]
@@ -114,7 +114,7 @@ def test_packed_queries_are_those_of_packed_attention(reference, feature):
 
 
 def test_dropout_is_that_of_attention(triton):
-    """With full caches the same weights are dropped, whatever the parts; lse is of all of them."""
+    """With full caches the same weights are dropped, whatever the parts; lse counts all weights."""
     case = contract.Case(
         "float32", 3, 4, 2, 3, 40, 4, full=True, split=9, head_dim=40, dropout_p=0.4, seed=5
     )
@@ -130,7 +130,7 @@ def test_dropout_is_that_of_attention(triton):
 
 @pytest.mark.parametrize(("more", "parts"), [(0, 3), (1, 1)])
 def test_many_queries_have_no_parts_of_keys(triton, monkeypatch, more, parts):
-    """Which would take memory by the capacity of the cache times all queries."""
+    """They would take memory for the cache's capacity times all queries."""
     monkeypatch.setattr(attention_decode_tiles, "SPLIT", 8)
     rows = attention_decode_tiles.MOST_SPLIT + more
     q = triton.asarray(np.ones((1, 1, rows, 8)), "float32")
@@ -142,7 +142,7 @@ def test_many_queries_have_no_parts_of_keys(triton, monkeypatch, more, parts):
 
 
 def test_nothing_of_the_longest_times_all_is_allocated(triton):
-    """A prompt beside single tokens takes no more than its own queries, in every part of keys."""
+    """A prompt beside single tokens takes memory for its own queries only, for every part."""
     queries, keys, head_dim = [1, 0, 90, 1, 0, 0, 1, 1], 32, 16
     rows = sum(queries)
     q = triton.asarray(np.ones((1, 2, rows, head_dim)), "float32")
@@ -169,7 +169,7 @@ def products(triton, case, given):
 
 
 def tiles(case, given):
-    """Return how many tiles hold a pair of the band, and touch a live block, of all sequences."""
+    """Return how many tiles of all sequences hold a pair of the band and touch a live block."""
     left, right = (999 if end is None else end for end in case.window_size or (None, None))
     count, every = 0, (case.batch, case.heads, case.queries, case.capacity)
     blocks = np.ones(every, bool)
@@ -196,9 +196,9 @@ def tiles(case, given):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("page_size", [0, 3])
 def test_what_nobody_sees_is_not_visited(triton, page_size, packed):
-    """Products are those of tiles that hold a pair: within lengths, parts and window, no others.
+    """Only tiles that hold a pair, within lengths, parts and window, are multiplied.
 
-    Of packed queries none are those of other sequences.
+    With packed queries, none are those of other sequences.
     """
     for queries, window in ((1, None), (3, (20, 0)), (40, (10, 5))):
         case = contract.Case(
@@ -212,7 +212,7 @@ def test_what_nobody_sees_is_not_visited(triton, page_size, packed):
 @pytest.mark.parametrize("block_size", [(1, 32), (2, 7), (40, 16), (3, 50)])
 @pytest.mark.parametrize(("axes", "packed"), [("BHMN", False), ("BHMN", True), ("11MN", False)])
 def test_tiles_of_no_live_block_are_not_decoded(triton, block_size, axes, packed):
-    """Products are those of tiles that touch a live block, of the rows of all heads in them."""
+    """Only tiles that touch a live block of any of their heads' rows are multiplied."""
     visited = 0
     for queries, window in ((1, None), (9, (40, 5))):
         case = contract.Case(
@@ -234,7 +234,7 @@ PAGED_Q, POOL = np.ones((2, 2, 1, 4), "float32"), np.ones((3, 1, 4, 4), "float32
 
 @pytest.mark.parametrize("page", [-1, 3])
 def test_a_page_that_is_not_there_is_refused_or_gives_nan(reference, triton, page):
-    """Where a sequence's own keys would lie on it, and a query attends to them."""
+    """If a sequence's own keys would lie on it and a query attends to them."""
     q, lengths = np.concatenate([PAGED_Q, PAGED_Q], 2), np.array([8, 3])
     bad = np.array([[0, page], [1, page]])  # the second sequence has no key on its second page
     words = rf"^block_table\[0, 1\] is {page}; it must be at least 0 and below 3$"
@@ -253,7 +253,7 @@ def test_a_page_that_is_not_there_is_refused_or_gives_nan(reference, triton, pag
 
 
 def test_only_queries_that_attend_to_a_page_see_that_it_is_not_there(triton):
-    """Of two tokens on the page before and on the bad one the first has a result."""
+    """Of two tokens, on the page before and on the bad one, the first has a result."""
     q, table = np.concatenate([PAGED_Q, PAGED_Q], 2), np.array([[0, 3], [1, 2]])
     out, lse = triton.attention_decode.forward(
         *(triton.asarray(x) for x in (q, POOL, POOL)), key_lengths=triton.asarray(np.array([5, 5])),
@@ -265,7 +265,7 @@ def test_only_queries_that_attend_to_a_page_see_that_it_is_not_there(triton):
 
 
 def test_a_sequence_without_queries_needs_no_page(reference):
-    """Packed, it asks for nothing, and its pages may have gone to others."""
+    """When packed, it reads nothing, and its pages may have gone to others."""
     out, _ = reference.attention_decode.forward(
         PAGED_Q[:1], POOL, POOL, key_lengths=np.array([4, 4]), block_table=np.array([[0], [7]]),
         cu_seqlens_q=np.array([0, 1, 1], "int32"), max_seqlen_q=1,

@@ -1,4 +1,4 @@
-"""Every property of decoding sees a fault of its own."""
+"""Every property of decoding catches a fault of its own."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def sees_the_next_key(found, case, given):
 
 
 def first_key_lost(found, case, given):
-    """The output as if no sequence had a first key."""
+    """Return the output as if no sequence had its first key."""
     v = np.nan_to_num(given.call.v[:, :, :1]).repeat(case.groups, 1)
     found["out"] -= np.float32(v / np.maximum(given.lengths, 1)[:, None, None, None])
 

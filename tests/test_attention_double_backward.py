@@ -25,7 +25,7 @@ def angles(of_q, of_k, interleaved):
 
 
 def test_what_is_learned_may_lie_in_any_strides(triton):
-    """Rows that are not alike are copied, and a copy is no part of what autograd records."""
+    """Rows laid out differently are copied, but autograd does not record the copy."""
     x = triton.asarray(np.random.default_rng(0).standard_normal((1, 2, 5, 24)), "float32")
     heads_inside = x.transpose(1, 2).contiguous().transpose(1, 2)
     _, cache = triton.attention.forward(x, x, x)
@@ -86,7 +86,7 @@ HOW = {
 
 
 def attended(how):
-    """Return attention as an autograd function of the reference, which can be derived twice."""
+    """Return the reference's attention as an autograd function that can be differentiated twice."""
 
     class Backward(torch.autograd.Function):
         @staticmethod
@@ -121,7 +121,7 @@ def attended(how):
 
 @pytest.mark.parametrize("name", HOW)
 def test_the_reference_passes_gradgradcheck(name):
-    """In float64, grouped heads, out and lse: by q, k, v and by the gradients of out and lse."""
+    """In float64, with grouped heads, out and lse: for q, k, v and the gradients of out and lse."""
     rng, batch = np.random.default_rng(1), 1 if name.startswith("packed") else 2
     inputs = tuple(
         torch.tensor(rng.standard_normal((batch, heads, length, 3)), requires_grad=True)
@@ -152,7 +152,7 @@ def test_numbers_of_float64_leave_float32_what_it_is(how):
 
 @pytest.mark.parametrize("softcap", [None, 0.5])
 def test_the_truth_is_what_autograd_finds_for_a_gradient_penalty(softcap):
-    """‖dq‖² + ‖dk‖² + ‖dv‖² of attention written in torch, derived by torch twice."""
+    """‖dq‖² + ‖dk‖² + ‖dv‖² of attention written in torch, differentiated twice by torch."""
     case = contract.Case("float64", 2, 2, 5, 7, 4, softcap=softcap, seed=3)
     call = contract.inputs(case).call
     q, k, v, dout = (
@@ -173,7 +173,7 @@ def test_the_truth_is_what_autograd_finds_for_a_gradient_penalty(softcap):
 
 @pytest.mark.parametrize("head_dim", [16, 20])
 def test_however_the_gradients_lie_in_memory_the_bits_are_the_same(triton, head_dim):
-    """They are copied where the strides are not those of what they are of."""
+    """They are copied where their strides are not those of q, k and v."""
     case = contract.Case(batch=2, seqlen_q=5, seqlen_k=9, head_dim=head_dim)
     given = contract.inputs(case)
     call = given.call
@@ -189,7 +189,7 @@ def test_however_the_gradients_lie_in_memory_the_bits_are_the_same(triton, head_
 
 
 def test_nothing_of_queries_times_keys_is_allocated_for_gradients_of_gradients(triton):
-    """The largest array are the copies of what is of keys, four of N rows of 16."""
+    """The largest array holds the copies for keys, four of N rows of 16."""
     case = contract.Case(seqlen_q=160, seqlen_k=160, window_size=(2, 2), dlse=True)
     given = contract.inputs(case)
     with Largest() as largest:
@@ -245,7 +245,7 @@ def test_both_sides_refuse_bad_input(reference, triton, changed, error, words):
     how = changed.get("how", {})
     said = []
     for side in (reference, triton):
-        # What was asked of forward is in the cache, whether or not forward ran with it.
+        # Forward's options are in the cache, whether or not forward ran with them.
         cache = side.attention.forward(*(side.asarray(z) for z in (x, y, y)))[1]
         cache = cache._replace(options=cache.options._replace(**how))
         arguments = {"ddq": x, "ddk": y, "ddv": y, "dout": x} | changed
@@ -310,7 +310,7 @@ def test_symmetry_sees_every_part_of_the_hessian(reference, name):
 
 
 def test_the_gradient_of_a_gradient_has_its_dtype(reference, triton):
-    """That of lse may have any."""
+    """That of lse may have any dtype."""
     x = RNG.standard_normal((1, 2, 3, 8))
     for side in (reference, triton):
         q, dlse = side.asarray(x, "float32"), side.asarray(x[..., 0], "float16")

@@ -1,4 +1,4 @@
-"""What attention can be asked for beside q, k and v, and what it costs."""
+"""Attention's features besides q, k and v, and what they cost."""
 
 import math
 
@@ -103,7 +103,7 @@ def test_a_users_function_of_the_scores_has_a_contract(triton, name, dtype):
 @pytest.mark.parametrize("head_dim", [257, 512])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_heads_of_many_features(triton, head_dim, dtype):
-    """Backward sums them a slice at a time: forward and backward within the bound."""
+    """Backward sums them slice by slice; both passes stay within the bound."""
     case = Case(
         dtype=dtype, heads=2, groups=2, seqlen_q=17, seqlen_k=19, head_dim=head_dim, causal=True,
         dlse=True,
@@ -113,7 +113,7 @@ def test_heads_of_many_features(triton, head_dim, dtype):
 
 @pytest.mark.parametrize("feature", [f for f in FEATURES if f not in ("bias of a head", "mask")])
 def test_nothing_of_queries_times_keys_is_allocated(triton, feature):
-    """Of M×N there is neither forward nor backward anything, of one head or of all."""
+    """Neither pass allocates anything of M×N, for one head or for all."""
     case = Case(
         batch=1, heads=4, seqlen_q=LONG, seqlen_k=LONG, head_dim=HEAD_DIM, dlse=True,
         **FEATURES[feature],
@@ -125,7 +125,7 @@ def test_nothing_of_queries_times_keys_is_allocated(triton, feature):
 
 
 def test_nothing_of_the_longest_sequence_times_all_is_allocated(triton):
-    """Short and empty sequences beside a long one take no more than they are long."""
+    """Short and empty sequences beside a long one take memory for their own lengths only."""
     lengths = [1, 0, LONG, 2, 0, 0, 3, 1]
     starts, rows = np.cumsum([0, *lengths], dtype=np.int32), sum(lengths)
     x = triton.asarray(np.random.default_rng(0).standard_normal((1, 2, rows, HEAD_DIM)), "float32")
@@ -149,7 +149,7 @@ def test_nothing_of_the_longest_sequence_times_all_is_allocated(triton):
 @example(65, 1, "top-left", (17, None))
 @example(33, 17, "top-left", (3, 0))
 def test_tiles_that_nobody_sees_are_not_visited(triton, queries, keys, causal, window):
-    """The products that are computed are those of the tiles that hold a pair, and no others."""
+    """Only the products of tiles that hold a pair are computed."""
     how = {"causal": causal, "window_size": window}
     q, k = (torch.zeros(1, 1, n, 16) for n in (queries, keys))
     assert products(triton, q, k, **how)[0] == 2 * tiles(seen(queries, keys, **how))
@@ -168,7 +168,7 @@ def test_tiles_that_nobody_sees_are_not_visited(triton, queries, keys, causal, w
 def test_tiles_of_no_live_block_are_not_visited(
     triton, queries, keys, causal, window, size, axes, seed
 ):
-    """Of every batch and head those that hold a pair and touch a live block, and no others."""
+    """In every batch and head, only those that hold a pair and touch a live block."""
     how = {"causal": causal, "window_size": window}
     blocks = drawn_blocks(axes, queries, keys, size, seed)
     q, k = torch.zeros(2, 2, queries, 16), torch.zeros(2, 1, keys, 16)
@@ -207,7 +207,7 @@ def test_packed_tiles_of_no_live_block_are_not_visited(triton, size):
 )
 @settings(max_examples=15)
 def test_programs_of_packed_sequences_visit_their_own_tiles(triton, lengths, causal, window):
-    """Each has as many as in a call of its own: none of others', of padding, of nothing."""
+    """Each visits as many as in a call of its own: none of other sequences, padding or nothing."""
     how = {"causal": causal, "window_size": window}
     lengths = [*lengths, (1, 1)]  # not all are empty
     starts = np.cumsum([(0, 0), *lengths], axis=0, dtype=np.int32)
@@ -226,7 +226,7 @@ TILE = (32, 16, 4, 1)
 
 
 def products(triton, q, k, **how):
-    """Return how many products of tiles a call computes, forward, and backward."""
+    """Return how many products of tiles a call computes forward and backward."""
     tile = triton.attention.Tile(*TILE)
     with counting(triton) as made:
         out, cache = triton.attention.forward(q, k, k, tile=tile, **how)
@@ -254,7 +254,7 @@ def spread(blocks, queries, keys, size):
 
 
 def tiles(*masks):
-    """Return how many tiles hold a True of each of these masks of pairs (..., M, N)."""
+    """Return how many tiles hold a True in each of these masks of pairs (..., M, N)."""
     m, n, *_ = TILE
     queries, keys = masks[0].shape[-2:]
     return sum(
@@ -272,7 +272,7 @@ FAR_ROWS, FAR_FEATURES = 2**25, 2**31 // 15 + 1  # 127 rows of a tile pass 2³¹
     "far", [(3 * FAR, FAR, 16, 1), (48, 16, FAR_ROWS, 1), (48, 16, 1, FAR_FEATURES)]
 )
 def test_offsets_pass_two_to_the_31(triton, far):
-    """A third head, rows, and features, far apart in memory of which little is touched."""
+    """A third head, rows and features far apart in memory, little of which is touched."""
     x = triton.asarray(np.random.default_rng(0).standard_normal((1, 3, 5, 16)), "float16")
     wide = apart(triton, x, far)
     out, cache = triton.attention.forward(wide, wide, wide)
@@ -300,7 +300,7 @@ def test_lengths_and_starts_may_be_strided(triton):
 
 
 def test_grouped_heads_are_repeated_keys(triton):
-    """Heads that share keys give the bits that they give with keys of their own."""
+    """Heads that share keys give the same bits as with a copy of the keys each."""
     case = Case(batch=2, heads=6, groups=3, seqlen_q=37, seqlen_k=41, head_dim=16, causal=True)
     x = contract.inputs(case)
     apart = x._replace(k=np.repeat(x.k, 3, axis=1), v=np.repeat(x.v, 3, axis=1))
@@ -331,7 +331,7 @@ def test_a_sink_is_a_key_without_a_value():
 
 def test_a_table_that_a_function_of_the_scores_returns_is_left_alone(reference):
     table = np.zeros((1, 1, 3, 3))
-    table.flags.writeable = False  # and so it is no error that nobody may write to it
+    table.flags.writeable = False  # so it does not matter that it is read-only
     scoring = ScoreMod(lambda s, b, h, i, j, a: a[0], lambda s, *rest: 0 * s, (table,))
     q, k, v = np.random.default_rng(0).standard_normal((3, 1, 1, 3, 4))
     out, _ = reference.attention.forward(q, k, v, score_mod=scoring, causal=True)

@@ -44,7 +44,7 @@ def test_every_tile_is_pinned_and_chosen():
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_the_nearest_number_is_the_nearest_and_even_at_ties(dtype):
-    """All numbers, the middle of every two, and what is beside both."""
+    """All numbers, the midpoints between neighbours, and what lies just beside either."""
     middle = (FINITE[1:] + FINITE[:-1]) / 2
     x = np.concatenate((FINITE, middle)).astype(dtype)
     x = np.concatenate((x, np.nextafter(x, dtype(np.inf)), np.nextafter(x, dtype(-np.inf))))
@@ -116,7 +116,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=[" and ".join(pair) for pair in PAIRS])
 def test_each_feature_goes_with_8_bits(triton, first, second):
-    """With each other feature, over more than a tile of keys."""
+    """Every pair of features works in 8 bits, over more than a tile of keys."""
     both = {**FEATURES[first], **FEATURES[second]}
     case = contract.Case("float32", 2, 2, 9, 70, 8, layout="heads inside", seed=5, **both)
     hold(contract.CONTRACT, triton, case, ())
@@ -142,7 +142,7 @@ def test_the_output_has_the_dtype_that_was_asked_for(reference, triton):
 
 
 def test_products_of_8_bits_are_summed_with_fewer_bits_on_hopper():
-    """The bound allows for it, exactly as far as it may go; a long sum takes 32 at a time."""
+    """The bound allows for exactly as much; a long sum takes 32 at a time."""
     rng = np.random.default_rng(0)
     a, b = (rng.choice(FINITE[np.abs(FINITE) > 16], shape) for shape in ((40, 96), (96, 40)))
     on = [machines.machine("float8_e4m3fn", accumulator=bits) for bits in (None, 14)]
@@ -177,7 +177,7 @@ FAR = 2**30 + 16
     "strides", [(3 * FAR, FAR, 16, 1), (48, 16, 2**27, 1), (60, 20, 1, 2**31 // 15 + 1)]
 )
 def test_offsets_pass_two_to_the_31(triton, strides):
-    """A third head, rows, and features, far apart in memory of which little is touched."""
+    """A third head, rows and features far apart in memory, little of which is touched."""
     x = triton.asarray(np.random.default_rng(0).standard_normal((1, 3, 19, 16)), "float16")
     x8, scale = triton.attention_fp8.quantize(x)
     wide8, same = triton.attention_fp8.quantize(apart(triton, x, strides))
@@ -191,7 +191,7 @@ def test_offsets_pass_two_to_the_31(triton, strides):
         call=given.call._replace(**dict.fromkeys("qkv", triton.to_numpy(x8).astype(np.float64))),
         **dict.fromkeys(scales, triton.to_numpy(scale).astype(np.float64)),
     )
-    # Within the bound, not of the bits of x8's: rows that are not aligned have another tile.
+    # Within the bound, but not with x8's bits: unaligned rows have another tile.
     assert compare("out", triton.to_numpy(out), contract.truth(case, given)["out"])[2] == ""
 
 
@@ -307,7 +307,7 @@ def test_every_property_has_its_fault(triton):
 
 
 def test_weights_are_cast_to_what_they_are_without_dropout(triton):
-    """Values that tell keys apart show twice the weight of each key that is kept, to the bit."""
+    """Values that tell keys apart show each kept key's weight, doubled, to the bit."""
     case = contract.Case("float32", 2, 2, 9, 70, 128, layout="heads inside", seed=7)
     x = contract.inputs(case)
     x = x._replace(call=x.call._replace(v=np.broadcast_to(np.eye(70, 128), (2, 2, 70, 128))))
@@ -322,7 +322,7 @@ def test_weights_are_cast_to_what_they_are_without_dropout(triton):
 
 @pytest.mark.parametrize(("first", "second", "angle"), [(448, 448, -0.7854), (1, 0, 1.570793)])
 def test_turned_numbers_are_rounded_to_float16_once(triton, first, second, angle):
-    """The score of one feature is that number, to the bit: the largest, and a subnormal."""
+    """With one feature the score is that number, to the bit: the largest, and a subnormal."""
     case = contract.Case("float32", seqlen_q=1, seqlen_k=1, head_dim=2, softmax_scale=1.0)
     x = contract.inputs(case)
     one, zero = np.ones((1, 1)), np.zeros((1, 1))
@@ -338,7 +338,7 @@ def test_turned_numbers_are_rounded_to_float16_once(triton, first, second, angle
 
 
 def test_weights_that_underflow_are_lost_and_the_bound_knows(triton):
-    """A key of weight 2⁻¹⁹ adds nothing, 2⁻¹⁷ and more what it should."""
+    """A key of weight 2⁻¹⁹ adds nothing, one of 2⁻¹⁷ or more what it should."""
     case = contract.Case("float32", seqlen_q=1, seqlen_k=2, head_dim=1, softmax_scale=1.0)
     x = contract.inputs(case)
     for power, kept in ((-19, False), (-16, True), (-3, True)):

@@ -37,7 +37,7 @@ VARIANTS = [
 
 
 def simulate(M, N, programs, variant, *, causal, seed, B=1, H=2, K=1, together=1):
-    """Run the kernel on the machine; return what it says and what the reference does."""
+    """Run the kernel on the machine; return its result and the reference's."""
     rng = np.random.default_rng(seed)
     q, k, v = (rng.normal(size=(B, h, n, D)) for h, n in ((H, M), (K, N), (K, N)))
     out, lse = np.full((B, H, M, D), np.nan), np.full(B * H * M, np.nan)
@@ -59,7 +59,7 @@ def simulate(M, N, programs, variant, *, causal, seed, B=1, H=2, K=1, together=1
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_any_order_gives_the_reference(variant, causal):
-    """Nobody waits in vain, nothing is read too early or overwritten too early."""
+    """Nothing deadlocks, and nothing is read or overwritten too early."""
     with np.errstate(invalid="ignore"):
         for seed, (M, N, programs) in enumerate(SIZES):
             found, want = simulate(M, N, programs, variant, causal=causal, seed=seed)
@@ -68,7 +68,7 @@ def test_any_order_gives_the_reference(variant, causal):
 
 
 def test_heads_that_share_keys_and_begin_together():
-    """Batches, heads of keys and groups of heads find their places."""
+    """Batches, KV heads and groups of heads find their places."""
     found, want = simulate(21, 26, 5, Variant(4, 2), causal=True, seed=0, B=2, H=4, K=2, together=4)
     for x, y in zip(found, want, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
@@ -76,7 +76,7 @@ def test_heads_that_share_keys_and_begin_together():
 
 @pytest.mark.parametrize("fault", ["empty", "full", "parity", "arrival"])
 def test_machine_finds_faults(fault, monkeypatch):
-    """A barrier not waited for, or never reached, does not go unnoticed."""
+    """A barrier that is not waited for, or never completes, does not go unnoticed."""
     original = Machine._barriers
 
     def faulty(machine):
@@ -114,7 +114,7 @@ def test_exponentials_are_taken_while_matrices_are_multiplied(head_dim, causal):
     code = [line[1] for x in done.stdout.splitlines() if (line := LINE.match(x))]
     exponentials = GROUP_ROWS * variant.block_n // 128  # of each of 128 threads
     found = [x for x in loops(done.stdout) if x.exponentials >= exponentials]
-    over_keys = [x for x in found if not x.instructions["EXIT"]]  # waits are written behind the end
+    over_keys = [x for x in found if not x.instructions["EXIT"]]  # waits are placed after the end
     assert len(over_keys) == variant.consumers * (2 if causal else 1)  # one of edges, too
     assert not any(x.instructions["LDL"] + x.instructions["STL"] for x in over_keys)
     waits = [i for i, x in enumerate(code) if x.startswith("WARPGROUP.DEPBAR")]
@@ -128,7 +128,7 @@ def test_exponentials_are_taken_while_matrices_are_multiplied(head_dim, causal):
 
 
 def test_registers_of_variants():
-    """What the producer leaves, in eights."""
+    """What the producer leaves, in multiples of eight."""
     assert Variant(128, 2).registers == 240 and Variant(64, 2, 3).registers == 160
 
 
@@ -148,19 +148,19 @@ def test_registers_of_variants():
     ],
 )
 def test_plain_calls_are_taken(options, taken):
-    """Causal order and a positive scale, and nothing else."""
+    """Causal masks and a positive scale, and no other options."""
     assert plain(options, 4096, 64) == plain(options, 4096, 128) == taken
     assert not plain(options, 4096, 80)
 
 
 def test_the_kernel_is_chosen_from_where_it_is_quicker():
-    """Of 64 features the plain one is up to more rows."""
+    """With 64 features the plain one is quicker up to more rows."""
     assert set(LEAST_ROWS) == set(TABLE)
     assert plain(Options(), 512, 128) and not plain(Options(), 512, 64)
 
 
 def test_maps_describe_aligned_rows():
-    """Rows of 16 bytes' multiples, features side by side; one of a kind may lie anywhere."""
+    """Strides in multiples of 16 bytes, adjacent features; an axis of length 1 may have any."""
     x = torch.empty(2, 8, 5, 64, dtype=torch.float16)
     assert mapped(x.shape, x.stride(), 2, 0)
     assert mapped(x.shape, x.transpose(1, 2).stride(), 2, 32)
@@ -172,7 +172,7 @@ def test_maps_describe_aligned_rows():
 
 
 def test_other_devices_keep_the_plain_kernel():
-    """Nothing is taken that is not on a GPU."""
+    """Tensors that are not on a GPU are not taken."""
     x = torch.empty(1, 1, 4096, 64, dtype=torch.float16)
     assert not takes(x, x, x, Options())
 
@@ -190,7 +190,7 @@ def test_other_devices_keep_the_plain_kernel():
     ids=str,
 )  # fmt: skip
 def test_it_keeps_the_contract_of_attention(triton, monkeypatch, case):
-    """Forward, and the backward of what it left, within the derived bound; the same bits again."""
+    """Forward, and backward from its cache, are within the derived bound and repeat their bits."""
     if triton.device != "cuda" or architecture() != "sm_90":
         pytest.skip("it runs on Hopper only")
     taken = []

@@ -30,7 +30,7 @@ def places_kernel(block_ptr, b_ptr, h_ptr, blocks, H, together):
 
 @pytest.mark.parametrize("together", [1, 2, 3, 6])
 def test_long_rows_of_a_group_of_heads_come_first(request, together):
-    """Every block of every head once; groups one after the other."""
+    """Every block of every head comes once, group after group."""
     blocks, B, H = 4, 2, 3
     device = request.getfixturevalue("triton").device
     found = torch.full((3, blocks * B * H), -1, dtype=torch.int32, device=device)
@@ -56,7 +56,7 @@ def test_as_many_heads_begin_together_as_the_cache_holds():
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_groups_are_of_what_is_read_and_only_where_rows_differ(monkeypatch, packed):
-    """Programs of queries read keys and values, those of keys what queries there are, and dout."""
+    """Programs of queries read keys and values, those of keys read queries and dout."""
     monkeypatch.setattr(knobs.runtime, "interpret", True)  # the cache is small, on a GPU too
     M, N, D = (20, 30, 16) if packed else (12, 48, 16)
     q, k = torch.ones(5, 4, M, D), torch.ones(5, 2, N, D)

@@ -1,4 +1,4 @@
-"""Every property of attention sees a fault, and takes what is right, at any size."""
+"""Every property of attention catches a fault and accepts what is right, at any size."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ CASE = contract.Case(
 
 
 def last_key_lost(found, case, given):
-    """The output as if the last key were not there."""
+    """Return the output as if the last key were not there."""
     if case.seqlen_k > 1 and not case.causal:
         q, k, v = given.q, given.k[:, :, :-1], given.v[:, :, :-1]
         p = np.exp(contract.scale(case) * (q @ k.mT))
@@ -65,7 +65,7 @@ PACKED = dataclasses.replace(CASE, batch=3, packed=True, bias="BHMN", causal=Tru
 
 
 def case_of(name):
-    """Return the case in which a property applies."""
+    """Return a case to which a property applies."""
     return PACKED if name.startswith("packed") else CASE
 
 
@@ -85,7 +85,7 @@ def test_the_kernels_read_no_padding_and_a_bias_hides(triton):
 
 
 def test_padding_is_nan_where_the_kernels_are_ours_alone(triton):
-    """Others may multiply it by weights of 0."""
+    """Foreign functions may multiply padding by weights of 0."""
     multiplied = plus("out", lambda f, c, g: 0.0 * g.v.sum())
     claim, others = PROPERTIES["padding is not read"], faulty(contract.CONTRACT, triton, multiplied)
     claim(others, CASE)

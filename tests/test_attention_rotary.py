@@ -1,4 +1,4 @@
-"""Rotary positions that attention turns by: those of `rotary`, forward and backward."""
+"""Rotary positions in attention are those of `rotary`, forward and backward."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_reference_turns_then_attends(interleaved):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("seed", range(3))
 def test_angles_of_each_row_of_a_batch_or_of_all(triton, form, dtype, seed):
-    """Keys of other angles than queries, some features or all, packed or not: see the domain."""
+    """Keys with other angles than queries, some features or all, packed or not: see the domain."""
     for packed in (False, True):
         case = Case(
             dtype=dtype, batch=2, heads=2, groups=2, seqlen_q=9, seqlen_k=19, head_dim=6,
@@ -43,7 +43,7 @@ def test_angles_of_each_row_of_a_batch_or_of_all(triton, form, dtype, seed):
 
 
 def test_only_the_distance_of_positions_counts(reference):
-    """Moved by the same distance, queries and keys attend as before."""
+    """If queries and keys move by the same distance, they attend as before."""
     rng = np.random.default_rng(1)
     q, k, v = (rng.standard_normal((1, 2, 5, 8)) for _ in range(3))
     first, second = (

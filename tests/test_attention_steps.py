@@ -1,4 +1,4 @@
-"""The steps to the present kernel: each computes attention, and is raced with the others."""
+"""The steps to the present kernel: each computes attention and is raced against the others."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def script(name):
-    """Import a script, which finds others beside it."""
+    """Import a script, which finds the others beside it."""
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
         sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -100,7 +100,7 @@ def test_programs_begin_where_a_slot_is_free():
 
 
 def test_scores_of_seen_tiles_are_counted():
-    """Of four tiles of queries the last sees all keys, the first as many as it has queries."""
+    """Of four tiles of queries, the last sees all keys, the first as many as it has queries."""
     row = {"kernel": "forward_kernel", "block_m": 1024, "block_n": 512}
     assert page.LENGTH == 4096
     assert page.visited(row, True, True) == 1024 * 1024 * (1 + 2 + 3 + 4)

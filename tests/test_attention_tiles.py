@@ -1,4 +1,4 @@
-"""The tiles of attention's kernels: which are chosen, and for what; what they compute is pinned."""
+"""The tiles of attention's kernels: which are chosen for what; pinned cases test their results."""
 
 import itertools
 import re
@@ -50,7 +50,7 @@ BY_ROWS = {64: tiles.HOPPER_SHORT, 128: tiles.HOPPER_MIDDLE, 129: tiles.HOPPER}
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("kernel", ["forward", "dk_dv", "dq"])
 def test_only_hopper_has_hoppers_tiles(kernel, asked):
-    """float32, and everything on GPUs that have no table, get the tiles that all can take."""
+    """float32, and all dtypes on GPUs without a table, get tiles that fit everywhere."""
     for d, size, rows in itertools.product((16, 32, 64, 128, 256), (2, 4), BY_ROWS):
 
         def chosen(of, kernel=kernel, d=d, size=size, rows=rows):
@@ -70,7 +70,7 @@ def test_only_hopper_has_hoppers_tiles(kernel, asked):
             own = tiles.HOPPER_DROPOUT
         if grouped and own in (tiles.HOPPER, tiles.HOPPER_MIDDLE, tiles.HOPPER_PACKED):
             own = own | tiles.HOPPER_GROUPED
-        # Tiles for heads that share keys, and nothing else, are not for Hopper.
+        # Only the tiles for heads that share keys are not for Hopper.
         bare = not any(asked[x] for x in FEATURES if x != "grouped")
         rest = tiles.TILES[key] if own and bare else chosen("")
         assert chosen("sm_90") == own.get(key, rest)
@@ -79,7 +79,7 @@ def test_only_hopper_has_hoppers_tiles(kernel, asked):
 
 
 def test_every_tile_that_a_gpu_is_given_has_been_compiled_for_it():
-    """The committed table has its kernels, of some dtype of as many bytes and some features."""
+    """The committed table has its kernels, in some dtype of the same size and for some head_dim."""
     compiled = set()
     for line in compiled_table.read(TABLE)[1]:
         operator, name, target, dtype, *_ = line.split()
@@ -113,10 +113,10 @@ def test_the_gradient_of_a_bias_has_no_tile_of_hoppers():
      tiles.HOPPER_GROUPED, tiles.HOPPER_MASKED, tiles.HOPPER_DROPOUT],
 )  # fmt: skip
 def test_hoppers_tiles_fill_its_matrix_unit(table):
-    """64 rows of scores for each four warps, and none of less."""
+    """Each four warps have 64 rows of scores, never fewer."""
     for (kernel, size, d), tile in table.items():
         rows = tile.block_n if kernel == "dk_dv" else tile.block_m
-        # The sums of 64 keys at 256 take the registers of eight warps.
+        # The accumulators of 64 keys at 256 take the registers of eight warps.
         groups = 1 if (kernel, d) == ("dk_dv", 256) else tile.num_warps // 4
         assert size == 2 and rows in (64, 128) and rows % (64 * groups) == 0
         assert rows == 64 or d == 256 or table is not tiles.HOPPER_SHORT
@@ -133,7 +133,7 @@ def test_the_architecture_is_asked_of_the_compiler(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["plain", "packed", "bias", "grouped"])
 def test_tiles_are_chosen_for_the_device_and_the_longest_sequence(triton, monkeypatch, kind):
-    """A packed call's are not as long as the rows of its only batch."""
+    """In a packed call that is its longest sequence, not the rows of its only batch."""
     asked = []
 
     def choose(kernel, head_dim, element_size, **how):

@@ -53,7 +53,7 @@ def test_every_tile_is_pinned_and_chosen():
 def test_with_its_own_lse_reference_is_the_softmax_of_attention(reference, case):
     """In float64: the weights whose output and gradients are torch's, and their sums.
 
-    Both may be off by the bound, and the softmax by its own sum over keys and lse.
+    Both may err by the bound, the softmax also by its own sum over keys and its lse.
     """
     case = dataclasses.replace(case, dtype="float64", lse="true", allow_tf32=False)
     given_ = contract.inputs(case)
@@ -90,7 +90,7 @@ def test_a_weight_is_the_formula_at_high_precision():
 
 @pytest.mark.parametrize("feature", EVERYTHING | OF_PAIRS)
 def test_each_query_by_itself_is_seen_as_among_all(reference, triton, feature):
-    """Numbers, diagonals, biases and masks stay those of the whole call."""
+    """Query numbers, diagonals, biases and masks stay those of the whole call."""
     case = contract.Case(
         batch=2, heads=2, seqlen_q=7, seqlen_k=9, seed=1, **(EVERYTHING | OF_PAIRS)[feature]
     )
@@ -107,7 +107,7 @@ def test_each_query_by_itself_is_seen_as_among_all(reference, triton, feature):
 
 @pytest.mark.parametrize("feature", EVERYTHING)
 def test_one_query_and_what_keys_receive_take_no_memory_for_all_weights(triton, feature):
-    """Nothing of M×N, of one head or of all, is allocated by either."""
+    """Neither allocates anything of M×N, for one head or for all."""
     case = contract.Case(
         heads=HEADS, seqlen_q=LONG, seqlen_k=LONG, head_dim=HEAD_DIM, first_row=-1, queries=1,
         **EVERYTHING[feature],
@@ -122,7 +122,7 @@ def test_one_query_and_what_keys_receive_take_no_memory_for_all_weights(triton, 
 @pytest.mark.parametrize("window", [None, (40, None), (50, 3), (0, 0)])
 @pytest.mark.parametrize("causal", [False, True, "top-left"])
 def test_tiles_that_nobody_sees_are_not_visited(triton, window, causal):
-    """The products that are computed are those of the tiles that hold a pair, and no others."""
+    """Only the products of tiles that hold a pair are computed."""
     M, N = 75, 101
     how = {"causal": causal, "window_size": window}
     live = attended((M, N), Options(**how))
@@ -144,7 +144,7 @@ def test_tiles_that_nobody_sees_are_not_visited(triton, window, causal):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_what_attention_saves_is_what_it_takes(reference, triton, dtype):
-    """The lse of a call as it comes, on each side; the weights have its dtype."""
+    """Each side takes the lse as attention returns it; the weights have its dtype."""
     case = contract.Case(dtype, heads=2, alibi="H", bias="1HMN", causal=True)
     call = contract.inputs(case).call
     for side in (reference, triton):
@@ -158,7 +158,7 @@ def test_what_attention_saves_is_what_it_takes(reference, triton, dtype):
 
 
 def test_offsets_pass_two_to_the_31(triton):
-    """A third head beyond 2³¹ elements, in memory of which little is touched."""
+    """A third head beyond 2³¹ elements, in memory little of which is touched."""
     far, shape = 2**30 + 16, (1, 3, 5, 16)
     x = triton.asarray(np.random.default_rng(0).standard_normal(shape), "float16")
     wide = apart(triton, x, (3 * far, far, 16, 1))
@@ -188,7 +188,7 @@ def test_an_object_with_both_functions_is_judged_and_need_not_know_of_tf32(trito
 
 
 def test_weights_of_packed_sequences_are_those_of_padded_batches(reference, triton):
-    """Where a sequence has no such query or key they are 0; what keys receive lies as keys do."""
+    """They are 0 where a sequence has no such pair; what keys receive is packed like keys."""
     case = contract.Case(batch=3, heads=2, seqlen_q=7, seqlen_k=9, packed=True, causal=True, seed=1)
     given_ = contract.inputs(case)
     call, bounds = given_.call, contract.truth(case, given_)
@@ -315,7 +315,7 @@ def test_a_property_sees_its_fault(reference, name):
 
 
 def test_heads_that_share_keys_have_the_bits_of_heads_with_keys_of_their_own(triton):
-    """In the kernels; NumPy's products of other shapes have other bits, so the property has not."""
+    """In the kernels; NumPy's products of other shapes have other bits, so this is no property."""
     alone = dataclasses.replace(CASE, heads=4)
     case = dataclasses.replace(alone, groups=2)
     given = contract.inputs(case)

@@ -1,4 +1,4 @@
-"""Batches: which examples they have, how they are made ahead, and the rate they are learned at."""
+"""Batches: their examples, how they are made ahead, and the learning rate of their steps."""
 
 import contextlib
 import threading
@@ -70,7 +70,7 @@ def test_learning_rate_climbs_to_its_peak_and_decays(warmup, schedule, steps):
 
 @given(st.sampled_from([0.0, 0.1, 0.25, 0.5]), st.integers(4, 300))
 def test_learning_rate_is_a_line_to_the_peak_and_one_or_half_a_wave_down(warmup, steps):
-    """What falls reaches 0 one step behind the last."""
+    """A falling rate reaches 0 one step after the last."""
     climbing = round(warmup * steps)
     falling = steps - climbing
     for schedule in ("linear", "cosine", "constant"):
@@ -132,7 +132,7 @@ def test_a_batch_is_its_examples_and_zeros_behind_them(lengths, width):
 
 
 def test_examples_put_together_keep_their_labels():
-    """The second fit learns from all that have graded labels by those."""
+    """The second fit learns from graded labels if all examples have them."""
     soft = np.random.default_rng(0).random((5, 2)).astype(np.float32)
     one, two, plain = (
         Examples([np.array([n]) for n in some], np.array(some), graded)
@@ -181,7 +181,7 @@ def test_the_next_batch_is_made_while_the_last_is_in_use():
 
 
 def test_batches_are_made_one_after_the_other():
-    """They share the order of their epoch."""
+    """They share their epoch's order."""
     busy, most = [], []
 
     def make(n):

@@ -1,4 +1,4 @@
-"""What a run is begun with: what was asked for, what data prefer, what stands in a short form."""
+"""What a run starts with: the options given, what its data prefer, and short forms."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from twofold.core.training.recipe import Recipe
 
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
-    """Return what a command gives the run that it would begin, and its codec."""
+    """Return the settings a command would give its run, and the codec."""
     file = table(tmp_path / "reviews.csv")
 
     def begun(command, **given):

@@ -1,4 +1,4 @@
-"""Races: what is counted, what is timed, and that one who fails keeps nobody from running."""
+"""Races: what is counted, what is timed, and that a failing contender stops no other."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_every_contender_runs_every_pass(name):
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method.:DeprecationWarning")  # torch.compile
 def test_contenders_of_a_gpu_run(problem, ours, triton):
-    """Without those that compile and those of others; on a CPU a rehearsal, kernels interpreted."""
+    """Except those that compile and other libraries'; on a CPU as a rehearsal, interpreted."""
     of_gpu = [c for c in contenders.of(problem.operator, "cuda") if not c.compiles]
     rivals = [c for c in of_gpu if c.name in ours | {"torch"}]
     for race in raced(problem, rivals, races.Judge(), triton.device):
@@ -64,7 +64,7 @@ def test_the_first_kernel_keeps_the_contract_in_the_dtypes_it_races_in(triton):
 
 
 def test_what_every_side_and_torch_compute_is_the_same():
-    """A race is between those who do the same: outputs agree to what float32 leaves of them."""
+    """A race is between contenders that do the same: outputs agree within float32's accuracy."""
     for problem in SMALL.values():
         if problem.operator in ("dropout", "optimizers") or "dropout" in problem.title:
             continue  # other random numbers, or nothing returned
@@ -124,7 +124,7 @@ def test_figures_follow_from_times():
 
 
 def test_problems_for_a_gpu_can_be_made_small():
-    """Shapes hold together: each is made on the CPU where it is small enough."""
+    """Shapes fit together: each problem is made on the CPU if it is small enough."""
     made = 0
     for problem in problems.on_gpu():
         if all(cost.bytes < 2**23 for cost in problem.costs.values()):
@@ -180,7 +180,7 @@ def test_lengths_of_a_race_on_a_gpu_lie_on_curves():
 
 
 def test_what_there_is_no_time_for_is_named(tmp_path):
-    """Operators take turns, so that the last of them is raced as long as the first."""
+    """Operators take turns, so that the last is raced for as long as the first."""
     path = tmp_path / "result.json"
     said = CliRunner().invoke(
         app, ["bench", "softmax", "dropout", "--limit", "0", "--json", str(path)]
@@ -194,7 +194,7 @@ def test_what_there_is_no_time_for_is_named(tmp_path):
 
 
 def test_a_compiled_contender_is_compiled_for_every_shape():
-    """torch.compile goes on uncompiled after eight shapes, and says nothing."""
+    """After eight shapes, torch.compile silently runs uncompiled."""
     compiled: list[tuple[int, ...]] = []
 
     def backend(module, inputs):
@@ -245,13 +245,13 @@ def test_peers_that_are_not_there_are_listed(monkeypatch):
 
 
 def test_sides_are_not_kept_busy_by_each_other():
-    """Rounds rotate: each contender is timed as often as the others."""
+    """Rounds rotate, and each contender is timed as often as the others."""
     times = timing.race({name: [lambda: None] for name in "abc"}, "cpu", 0.0)
     assert {len(taken) for taken in times.values()} == {timing.FEWEST}
 
 
 def test_settings_of_torch_that_a_contender_changes_are_set_back():
-    """They are everybody's: with seven threads everybody's times would be others."""
+    """They are global: seven threads would change every contender's times."""
     threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
 
     def selfish(x):
@@ -274,7 +274,7 @@ def test_settings_of_torch_that_a_contender_changes_are_set_back():
 
 @pytest.mark.parametrize("good", [0, 1, timing.WARMUP + 3])
 def test_who_raises_is_out_of_the_race_with_the_reason(good):
-    """In warm-up as in a later round; the others are timed as before."""
+    """Whether in warm-up or a later round; the others are timed as before."""
     made, lost = [], {}
 
     def fails():

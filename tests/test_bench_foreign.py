@@ -1,4 +1,4 @@
-"""Races with functions that are not ours, and who is wrong in a race."""
+"""Races with foreign functions, and contenders that are wrong in a race."""
 
 import collections
 import json
@@ -14,7 +14,7 @@ from twofold.core.cli import app
 
 
 def entering(*names):
-    """torch, and functions of foreign_kernels as `--against` has them."""
+    """Return torch, and functions of foreign_kernels as `--against` enters them."""
     device = of_the_command()[0]
     everyone = contenders.of("attention", device, [f"foreign_kernels:{name}" for name in names])
     return [c for c in everyone if c.name == "torch" or c.foreign]
@@ -39,7 +39,7 @@ def test_who_crashes_exits_or_hangs_is_left_out_and_the_others_run():
 
 
 def test_interpreted_kernels_are_judged_and_not_timed():
-    """What they compute is told, too; a GPU times them."""
+    """Their accuracy is reported, too; on a GPU they are timed."""
     device, listed = of_the_command()
     if device == "cuda":
         pytest.skip("kernels are compiled")
@@ -128,7 +128,7 @@ def test_outputs_agree_to_half_of_their_digits():
 
 
 def test_ways_to_compute_one_thing_agree_but_in_rows_of_rounding_errors():
-    """Gradients have such rows; an output is compared without what is kept beside it."""
+    """Gradients have such rows; an output is compared without what is saved beside it."""
     ours, nothing = torch.ones(5, 4), torch.full((1, 4), 1e-8)
     with_noise, other_noise = (torch.cat([ours, x]) for x in (nothing, -nothing))
     problem = SMALL["softmax"]
@@ -147,7 +147,7 @@ def test_ways_to_compute_one_thing_agree_but_in_rows_of_rounding_errors():
 
 
 def test_options_are_given_by_the_names_that_a_function_has():
-    """As verify gives them; what is off is left out, what is on and not taken is a reason."""
+    """As verify does; options that are off are left out, one that is on and unknown is a reason."""
     given = []
 
     def likes_torch(

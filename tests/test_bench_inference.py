@@ -1,4 +1,4 @@
-"""Predictions are raced by the clock, and by those who take all sentences at once."""
+"""Predictions are raced by wall-clock time, also with all sentences in one batch."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture
 def bench(monkeypatch):
-    """The script, which finds others beside it."""
+    """Import the script, which finds the others beside it."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import bench_inference
 
@@ -23,7 +23,7 @@ def bench(monkeypatch):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_predictions_are_timed_by_the_clock(bench, monkeypatch, device):
-    """On a GPU each is waited for; nothing is written over before it, which would hide work."""
+    """On a GPU each is waited for; no cache is flushed before it, which would hide work."""
     said = []
     monkeypatch.setattr(timing, "waited", lambda call: lambda: said.append("waited") or call())
     monkeypatch.setattr(timing, "come_to_rest", lambda: None)
@@ -34,14 +34,14 @@ def test_predictions_are_timed_by_the_clock(bench, monkeypatch, device):
 
 @pytest.mark.parametrize("number, batches", [(512, (16, 64, 256, 512)), (20, (16, 20))])
 def test_one_of_theirs_takes_all_sentences_at_once(bench, monkeypatch, number, batches):
-    """As ours does where they fit; none is larger than what there is."""
+    """As ours does where they fit; no batch is larger than the number of sentences."""
     monkeypatch.setattr(bench, "Peer", lambda config: bench.torch.nn.Identity())
     found = bench.theirs("default", [np.zeros(3, np.int64)] * number, "cpu")
     assert list(found) == [f"PyTorch eager, batches of {n}" for n in batches]
 
 
 def test_a_result_is_written_after_every_size(bench, monkeypatch, tmp_path, capsys):
-    """Who fails is named and costs nobody's times; what is then cut off is a result."""
+    """A failing contender is named and costs no other its times; a cut-off run leaves a result."""
     written = tmp_path / "a.json"
     monkeypatch.setattr(
         sys, "argv", ["bench_inference.py", "--seconds", "0", "--json", f"{written}"]

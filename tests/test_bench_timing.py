@@ -1,4 +1,4 @@
-"""How long a call takes: what is waited for, what the host does, who runs beside it."""
+"""How long a call takes: what is waited for, what the host does, what else runs."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from twofold.core.bench import timing
 
 
 def test_a_call_that_is_waited_for_ends_when_the_gpu_has(monkeypatch):
-    """What the host does before it first waits is in the time, as what the GPU does after."""
+    """The time includes the host's work before its first wait, and the GPU's after it."""
     clock, said = Clock(), []
     monkeypatch.setattr(timing, "time", clock)
 
@@ -22,7 +22,7 @@ def test_a_call_that_is_waited_for_ends_when_the_gpu_has(monkeypatch):
 
 
 def test_the_hosts_time_is_that_until_a_call_returns(monkeypatch):
-    """And not of what it has the GPU do: that is waited for before, not after."""
+    """It excludes the GPU's work, which is waited for before the call, not after."""
     clock, said = Clock(), []
     monkeypatch.setattr(timing, "time", clock)
 
@@ -36,9 +36,9 @@ def test_the_hosts_time_is_that_until_a_call_returns(monkeypatch):
 
 
 class Clock:
-    """Stands for the `time` of a process: a sleep and a call take what they are said to.
+    """Stands in for `time`: sleeps and calls take as long as they are told to.
 
-    Of the first `spinning` seconds another thread of the process uses every one.
+    For the first `spinning` seconds another thread of the process is busy.
     """
 
     def __init__(self, spinning=0.0):
@@ -76,7 +76,7 @@ def test_a_short_call_is_timed_when_threads_are_awake(monkeypatch, first, then, 
 
 
 def test_neighbours_and_inputs_rotate(monkeypatch):
-    """Nobody always follows the same one, and what is timed has not just been read."""
+    """No contender always follows the same one, nor times inputs that were just read."""
     said = []
     monkeypatch.setattr(timing, "_Timer", lambda device: lambda call: call() or 0.0)
     calls = {
@@ -98,7 +98,7 @@ def test_a_summary_has_the_middle_and_the_fifths_beside_it():
 
 
 def test_a_race_goes_on_for_the_time_that_it_is_given(monkeypatch):
-    """From when all are warm; a round that has begun is ended."""
+    """Counted from when all are warm; a round that has begun is finished."""
     clock = Clock()
     monkeypatch.setattr(timing, "time", clock)
     call = [lambda: clock.sleep(0.3)]

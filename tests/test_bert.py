@@ -30,9 +30,9 @@ SENTENCES = (
 
 @np.errstate(all="ignore")
 def outside(model, state, layers, inputs, lengths):
-    """Return what of embeddings and layers is not within the bounds of our model, padding aside.
+    """Return which embeddings and layers are not within our model's bounds, padding aside.
 
-    Nor is what a bound says nothing of.
+    Outputs for which the bound decides nothing are returned, too.
     """
     params = {n: model.ops.to_numpy(x).astype(np.float64) for n, x in model.params.items()}
     on = machine(state.dtype.name)
@@ -40,7 +40,7 @@ def outside(model, state, layers, inputs, lengths):
     truth = bert_bound.embeddings(model.config, params, inputs[..., 0], inputs[..., 1], on)
     judged = [("embeddings", state, truth)]
     for n, layer in enumerate(layers):
-        assert np.array_equal(layer.x[live], state[live])  # which has been judged
+        assert np.array_equal(layer.x[live], state[live])  # already judged
         truths = bert_bound.layer(model.config, params, n, layer, lengths, on)
         judged += [(f"layer {n}: {name}", getattr(layer, name), truths[name]) for name in truths]
         state = layer.out
@@ -59,9 +59,9 @@ BOTH = ("float32", "float64")
 def judge(theirs, folder, ops, inputs, lengths, of_ours=BOTH, of_theirs=("float64",)):
     """Hold every step of every layer, of ours and of theirs in these dtypes, to its bound.
 
-    Of a BERT drawn at random theirs is not judged in float32: torch's GELU (2.13, on a CPU, with
-    AVX-512, with AVX2 or without) errs by up to 4/3 of the bound at some z that are known, near −3
-    and ±3.5, which is of a GPU's erf. MiniLM's z are sums whose own error is allowed for, too.
+    With random parameters transformers is not judged in float32: torch's GELU (2.13, on a CPU, with
+    AVX-512, with AVX2 or without) errs by up to 4/3 of the bound, which is for a GPU's erf, at some
+    exact z, near −3 and ±3.5. MiniLM's z are sums, whose own error the bound includes.
     """
     for dtype in of_ours:
         bert = pretrained.load(folder, ops=ops, dtype=dtype)
@@ -121,7 +121,7 @@ def minilm():
 
 @pytest.fixture(scope="module")
 def sentences(minilm):
-    """Ids with types of one of two kinds, (B, L, 2), and lengths."""
+    """Return ids with token types 0 and 1, (B, L, 2), and lengths."""
     bert = pretrained.load(minilm)
     batch = collate([bert.encode(text) for text in SENTENCES])
     return np.stack([batch.inputs, batch.inputs % 2], axis=2), batch.lengths
@@ -152,7 +152,7 @@ def configured(**changed):
 
 
 def attending(change):
-    """Plant other arguments of attention: a function of q and of those with names."""
+    """Plant other arguments of attention, given by a function of q and the named ones."""
 
     def plant(model, monkeypatch):
         right = attention.forward
@@ -173,7 +173,7 @@ E = 384  # MiniLM's features
     ("steps", "plant"),
     [
         ("qkv", weighed("attention.b_qkv", 0.0, slice(E))),
-        ("qkv", weighed("attention.b_qkv", 0.0, slice(E, 2 * E))),  # which no softmax sees
+        ("qkv", weighed("attention.b_qkv", 0.0, slice(E, 2 * E))),  # invisible to a softmax
         ("qkv", weighed("attention.w_qkv", 1.0001, slice(E))),
         ("heads", attending(lambda q, _: {"softmax_scale": 1.0001 * q.shape[-1] ** -0.5})),
         ("heads", attending(lambda _, named: {"key_lengths": named["key_lengths"] + 1})),
@@ -191,7 +191,7 @@ E = 384  # MiniLM's features
     ],
 )
 def test_float32_sees_faults_of_minilm(minilm, sentences, steps, plant, monkeypatch):
-    """Each where it was planted, nowhere else; no step's bound could be eight times as wide."""
+    """Each shows where it was planted and nowhere else; no bound could be eight times as wide."""
     right, faulty = (pretrained.load(minilm).model for _ in range(2))
     state, layers = bert_models.stored(plant(faulty, monkeypatch), *sentences)
     found = outside(right, state, layers[:1], *sentences)
@@ -208,7 +208,7 @@ def test_layers_go_through_the_kernels(triton, scratch):
 
 @pytest.mark.parametrize("kind", ["type", "position", "word"])
 def test_the_bound_of_embeddings_sees_a_wrong_weight(scratch, kind):
-    """So small a change as a thousandth of one number of those that are read is outside of it."""
+    """Changing a single number that is read by a thousandth already exceeds the bound."""
     theirs = bert_models.theirs(4).double()
     right = pretrained.load(bert_models.folder_of(theirs, scratch), dtype="float64").model
     inputs, lengths = bert_models.batch(np.random.default_rng(4), 3, bert_models.SMALL)
@@ -226,7 +226,7 @@ def test_the_bound_of_embeddings_sees_a_wrong_weight(scratch, kind):
     assert fault.startswith("embeddings[")
 
 
-NEAR = 1000 * 2.0**-53  # of the largest: float64, and the roundings that a path of sums meets
+NEAR = 1000 * 2.0**-53  # of the largest: float64's unit, times the roundings along a path of sums
 
 
 def test_gradients_are_autograds_through_transformers(scratch):
@@ -293,7 +293,7 @@ def test_both_sides_learn_alike(triton):
     """BERT's own architecture, trained in lockstep; dropout is on.
 
     Not from seed 0, where some queries' gradients are 0, exactly in NumPy and to 4e-9 in a kernel:
-    of such noise Adam makes a step like any other, and `lockstep` knows no bound for it.
+    Adam turns such noise into full steps, for which `lockstep` has no bound.
     """
     config = dataclasses.replace(lockstep.TINY, **bert.ARCHITECTURE, token_types=2, num_layers=1)
     found = lockstep.lockstep(triton, config, steps=2, batch_size=4, seed=1)
@@ -306,7 +306,7 @@ SHORT = dataclasses.replace(lockstep.TINY, **bert.ARCHITECTURE, token_types=2, n
 
 
 def of_types(token, kind):
-    """Return inputs of two sequences, the last of whose tokens is this one."""
+    """Return inputs of two sequences, the second of which ends with this token."""
     inputs = np.zeros((2, 3, 2), int)
     inputs[1, 2] = token, kind
     return inputs
@@ -331,7 +331,7 @@ def test_there_is_a_state_of_every_layer_and_of_the_embeddings(reference, norm):
     ],
 )
 def test_lengths_that_no_sequence_has_are_refused(reference, call, lengths, words):
-    """Also where only the first position is pooled, whatever the length."""
+    """Also if only the first position is pooled, where the length does not matter."""
     model = Classifier(SHORT, reference)
     with pytest.raises(ValueError) as refusal:
         getattr(model, call)(np.zeros((2, 3), int), np.array(lengths))

@@ -1,4 +1,4 @@
-"""Errors lean to no side: mean signed errors of right kernels, and of kernels that truncate."""
+"""Errors are unbiased: mean signed errors of right kernels, and of kernels that truncate."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def measured(operator, dtype, side):
     module, case = CASES[operator]
     case = type(case)(**{**vars(case), "dtype": dtype})
     given = module.CONTRACT.inputs(case)
-    if operator == "attention":  # an average of values of one sign: errors of weights do not cancel
+    if operator == "attention":  # a mean of values of one sign: errors of weights do not cancel
         given = given._replace(v=np.abs(given.v))
     return {b.output: b for b in bias.measure(module.CONTRACT, side, case, given)}
 
@@ -75,7 +75,7 @@ def test_a_kernel_that_truncates_leans_to_zero(triton, monkeypatch, operator, dt
 
 
 def test_the_signed_error_of_a_cast(reference):
-    """To nearest it is at most half a unit either way, toward zero none to a whole one below."""
+    """To nearest it is at most half a unit either way, toward zero up to a whole one below."""
     from twofold.core.verify.rounding import exact, machine
 
     value = np.random.default_rng(0).standard_normal(10_000) * 100

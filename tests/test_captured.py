@@ -1,4 +1,4 @@
-"""Functions replayed as CUDA graphs, and arrays that are written and read without waiting."""
+"""Functions replayed as CUDA graphs, and arrays written and read without waiting."""
 
 import contextlib
 import gc
@@ -11,7 +11,7 @@ from twofold.core import captured, ops
 
 
 def test_a_function_is_run_then_captured_then_replayed(monkeypatch):
-    """As torch's graphs are used, with others in their place; all share one pool."""
+    """As with torch's graphs, for which stand-ins are used; all share one pool."""
     done, pools = [], []
 
     class Graph:
@@ -95,7 +95,7 @@ def test_arrays_are_written_together_and_read_as_they_were(name):
     now = [side.read(x) for x in buffers.arrays]
     kept = [x.copy() for x in given]
     for x in given:
-        x[...] = 0  # whoever gave them may go on at once
+        x[...] = 0  # the caller may go on at once
     for read, x in zip(now, kept, strict=True):
         assert read().dtype == x.dtype and np.array_equal(read(), x)
     buffers.write(given)

@@ -40,7 +40,7 @@ def table(path, separator=",", seed=0):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run on a file, and its result."""
+    """Return a finished run on a file, and its result."""
     folder = tmp_path_factory.mktemp("cli")
     file = table(folder / "reviews.csv")
     output = folder / "result.json"
@@ -75,7 +75,7 @@ def test_evaluate_finds_what_training_found(run, tmp_path):
 
 
 def test_evaluate_says_what_follows_from_the_probabilities(run, tmp_path, monkeypatch):
-    """Of a class that the test part has none of, there is no recall."""
+    """A class that is missing from the test part has no recall."""
     folder, _ = run
     opened, dataset = training.reopened(folder)
     y = np.array([0, 0, 0, 1, 1])
@@ -90,7 +90,7 @@ def test_evaluate_says_what_follows_from_the_probabilities(run, tmp_path, monkey
     found = json.loads((tmp_path / "e.json").read_text())
     assert found["recall"] == {"a": 2 / 3, "b": 1 / 2}
     assert (found["test_accuracy"], found["test_examples"], found["data"]) == (3 / 5, 5, "d")
-    loss = -np.log([0.5, 0.25, 0.6, 1.0, 1e-30]).mean()  # of what is no more, that much
+    loss = -np.log([0.5, 0.25, 0.6, 1.0, 1e-30]).mean()  # for 0, that
     assert found["test_loss"] == pytest.approx(loss, rel=1e-6)
     assert f"test accuracy 0.6000, loss {loss:.4f} nats, 5 examples" in said
 
@@ -307,7 +307,7 @@ def test_properties_are_checked_and_named_where_a_side_is_wrong(tmp_path, monkey
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_lines_are_the_same_however_they_come(monkeypatch, size):
-    """In pieces of any size, with marks of order before them and two kinds of ends."""
+    """In pieces of any size, with byte-order marks before them and two kinds of line ends."""
     given = "\ufefffirst film\r\n\n   \nzweiter, größer\nthe last one has no end".encode()
 
     class Pipe:
@@ -323,5 +323,5 @@ def test_lines_are_the_same_however_they_come(monkeypatch, size):
         return [text for lot in texts_given(None) for text in lot]
 
     assert found(given) == ["first film", "zweiter, größer", "the last one has no end"]
-    # Such a mark is one where all begins; further on it belongs to a text.
+    # It is a mark only at the very beginning; elsewhere it belongs to a text.
     assert found("\n\ufeffone\n".encode()) == ["\ufeffone"]

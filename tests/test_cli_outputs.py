@@ -1,4 +1,4 @@
-"""What the commands print and write: where nothing can be printed, where they end too early."""
+"""What the commands print and write when nothing can be printed or they end too early."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def test_texts_are_printed_as_they_are_but_for_what_steers_a_terminal(run):
 
 
 def test_work_goes_on_where_no_error_can_be_printed(run, tmp_path, monkeypatch):
-    """As with 2>/dev/full: a checkpoint is passed over, a signal comes, lines are counted."""
+    """As with 2>/dev/full: a checkpoint is skipped, a signal comes, lines are counted."""
 
     def broken(*_, **__):
         raise OSError(28, "No space left on device")
@@ -78,7 +78,7 @@ def test_work_goes_on_where_no_error_can_be_printed(run, tmp_path, monkeypatch):
 
 
 def started(*command, **how):
-    """Start a command in a process of its own."""
+    """Start a command in its own process."""
     whole = [sys.executable, "-m", "twofold.core", *map(str, command)]
     pipe = subprocess.PIPE
     how = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "env": os.environ} | how
@@ -165,7 +165,7 @@ def test_a_file_of_vectors_is_refused_before_the_work(tmp_path, monkeypatch):
 
 
 def test_what_predicts_is_of_the_side_that_was_asked_for(run, tmp_path, reference, monkeypatch):
-    """A run, and a folder of a BERT, which reads as much of a text as it was made to."""
+    """For a run, and for a BERT's folder, which reads as much of a text as it was made for."""
     side = dataclasses.replace(reference)
     assert predict._opened(run, side)[0].ops is side
     bert = pretrained.load("minilm", labels=["no", "yes"])
@@ -206,7 +206,7 @@ def test_what_was_answered_before_an_interruption_is_written(
         yield ["one"]
         signal.raise_signal(number)
 
-    # SIGINT is ignored where who starts us does that, SIGHUP under nohup.
+    # SIGINT is ignored if the parent process ignores it, SIGHUP under nohup.
     usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
     before = signal.signal(number, usual)
     request.addfinalizer(lambda: signal.signal(number, before))
@@ -233,7 +233,7 @@ def test_what_was_answered_before_an_interruption_is_written(
     ids=lambda x: x[0] if isinstance(x, tuple) else "",
 )
 def test_what_was_judged_before_it_is_cut_off_is_written(what, asker, asked, tmp_path, monkeypatch):
-    """And who was not asked any more is named; in the end nobody is."""
+    """And the functions not yet judged are named; at the end there are none."""
     command, *names = what
     written = tmp_path / "found.json"
     name = f"twofold.core.verify.{asker}"

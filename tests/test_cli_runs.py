@@ -1,4 +1,4 @@
-"""What can befall a run's folder from outside: other options, other data, others, a full disk."""
+"""What can happen to a run's folder from outside: other options, data, processes, a full disk."""
 
 import datetime
 import json
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def unfinished(run, tmp_path):
-    """The same at its last checkpoint."""
+    """Return the same run, stopped at its last checkpoint."""
     folder = tmp_path / "unfinished"
     shutil.copytree(run, folder)
     shutil.rmtree(folder / "model")
@@ -157,10 +157,10 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(unfinished):
 def test_a_checkpoint_of_another_size_is_refused_by_name(unfinished):
     for path in checkpoints.names(unfinished / "checkpoints"):
         tensors, state = checkpoints.load(path)
-        del state["choices"]  # as before there were any
+        del state["choices"]  # as in versions without any
         checkpoints.save(path, tensors, state)
     settings = json.loads((unfinished / "run.json").read_text())
-    settings["model"]["d_model"] //= 2  # whose parameters are fewer: there are enough to read
+    settings["model"]["d_model"] //= 2  # with fewer parameters: there are enough to read
     (unfinished / "run.json").write_text(json.dumps(settings))
     said = call("train", "--resume", unfinished, status=2)
     assert "the checkpoint's params.shape is (" in said
@@ -246,11 +246,11 @@ def test_two_processes_do_not_write_to_one_folder(unfinished, monkeypatch):
     assert f"{unfinished} is being written by another process; wait for it" in said[0]
     with held(unfinished), pytest.raises(RunError, match="is being written by another process"):
         Run.create(unfinished, *((opened := Run.open(unfinished)).settings, opened.codec))
-    call("train", "--resume", unfinished)  # nobody holds it now
+    call("train", "--resume", unfinished)  # nobody holds the lock now
 
 
 def test_a_full_disk_leaves_what_was_there_and_says_where(run, tmp_path):
-    """A process that may write no file longer than a checkpoint of the first parameters."""
+    """A process may write no file longer than a checkpoint of the first parameters."""
     folder, file = tmp_path / "run", run.parent / "reviews.csv"
 
     def limited():
@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_what_was_there_and_says_where(run, tmp_path):
     assert done.returncode == 2, done.stderr
     assert "File too large" in said and "tensors.safetensors'. Checkpoints are in" in said
     assert f"go on with: twofold train --resume {folder}" in said
-    assert not list((folder / "checkpoints").iterdir())  # nothing half written takes up room
+    assert not list((folder / "checkpoints").iterdir())  # no half-written file takes up room
     call("train", "--resume", folder)
     assert parameters(folder) == parameters(run)
 
@@ -310,7 +310,7 @@ def test_another_vocabulary_than_the_run_was_begun_with_is_refused(run, tmp_path
 
 
 def test_folders_that_nobody_named_are_apart(tmp_path, monkeypatch):
-    """Of runs that begin in the same second."""
+    """For runs that begin in the same second."""
     now = datetime.datetime(2026, 1, 2, 3, 4, 5)
     at_once = types.SimpleNamespace(datetime=types.SimpleNamespace(now=lambda: now))
     monkeypatch.setattr(training, "datetime", at_once)
@@ -328,7 +328,7 @@ def test_a_model_without_room_leaves_no_run(run, tmp_path):
 
 
 def test_a_run_that_has_no_room_any_more_stays(unfinished, monkeypatch):
-    """Though there is no checkpoint yet that it could go on from."""
+    """Even if it has no checkpoint yet to resume from."""
 
     def full(*_):
         raise MemoryError

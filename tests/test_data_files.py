@@ -32,7 +32,7 @@ def test_reads_what_is_there(tmp_path: Path, name: str, mark: bytes) -> None:
     path.write_bytes(mark + GOOD[name].encode())
     limit = csv.field_size_limit()
     assert read_labelled(path) == READ[name]
-    assert csv.field_size_limit() == limit  # which is the whole process's
+    assert csv.field_size_limit() == limit  # a setting of the whole process
 
 
 def test_equal_numbers_are_one_label(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_pieces_make_up_words() -> None:
 
 def test_pieces_are_as_many_as_often_seen_and_as_long_as_they_may_be() -> None:
     assert BPETokenizer.train(TEXTS * 9, 40).vocabulary_size == 40
-    tokenizer = BPETokenizer.train(["qz qz vw"], 99)  # which stand behind a mark
+    tokenizer = BPETokenizer.train(["qz qz vw"], 99)  # which follow a mark
     assert [len(tokenizer.encode(word, 9)) for word in ("qz", "vw")] == [1, 3]
     long = "x" * LONGEST_PIECE
     tokenizer = BPETokenizer.train([f"{long}x {long}x"], 99)

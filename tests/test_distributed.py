@@ -1,6 +1,6 @@
-"""Several processes: the bits of one, however many there are, and an end that is clear if one dies.
+"""Several processes: the bits of one, however many there are, and a clear end if one dies.
 
-Real processes, two and four, over Gloo; they run `distributed_worker.py`, which see.
+Real processes, two and four, over Gloo; they run `distributed_worker.py`.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ RUNS = {
 
 
 def prepared(folder: Path) -> Path:
-    """A folder with the runs that the workers take up."""
+    """Return a folder with the runs that the workers take up."""
     for name, changes in RUNS.items():
         begin(folder / name, toy(), **worker.recipe(changes))
     return folder
@@ -55,7 +55,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """Folder and what each process saw, by how many there were."""
+    """Return the folder and what each process saw, by number of processes."""
     folder = tmp_path_factory.mktemp("several")
     for size in (2, 4):
         prepared(folder / str(size))
@@ -80,13 +80,13 @@ def several(request, seen):
 
 
 def rows(run: Run) -> list[str]:
-    """The metrics, but for the seconds."""
+    """Return the metrics without the seconds."""
     lines = (run.folder / "metrics.csv").read_text().splitlines()
     return [line.rsplit(",", 1)[0] for line in lines]
 
 
 def test_several_processes_learn_the_bits_of_one(alone, several):
-    """Loss, norm and accuracy of every row, all that the last checkpoint holds, and the model."""
+    """Every row's loss, norm and accuracy, all of the last checkpoint, and the model."""
     folder, seen = several
     model, _ = alone[1]["whole"]
     assert {s["whole"] for s in seen} == {hashlib.sha256(model.flat.tobytes()).hexdigest()}
@@ -254,7 +254,7 @@ def test_processes_that_do_not_all_come_are_told_so(monkeypatch):
 
 
 class Threads:
-    """What `Several` needs of torch.distributed, among threads; counts what is sent."""
+    """What `Several` needs of torch.distributed, implemented by threads; counts what is sent."""
 
     def __init__(self, size: int) -> None:
         self.lines = {(a, b): queue.Queue() for a in range(size) for b in range(size)}
@@ -277,7 +277,7 @@ class Threads:
 
 
 def added_by_threads(buffers):
-    """Add a buffer for each of several processes, which are threads here; return what was sent."""
+    """Add up the buffers of several processes, here threads; return what was sent."""
     dist = Threads(len(buffers))
 
     def work(rank: int) -> None:
@@ -332,7 +332,7 @@ def test_room_for_what_is_received_grows_and_is_used_again():
 
 @given(st.integers(0, 3), st.integers(1, 5), st.data())
 def test_shares_are_added_to_the_bits_of_the_whole(levels, each, data):
-    """Of any number of parts, with the last ones missing: what N processes add, one adds."""
+    """For any number of parts, with the last ones missing, N processes add as one does."""
     size = 2**levels
     parts = size * each
     present = data.draw(st.integers(1, parts))

@@ -1,4 +1,4 @@
-"""What an operator keeps from one call to the next, and must not."""
+"""What an operator must not keep from one call to the next."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_what_functions_of_others_keep_between_calls_is_seen(name, operator):
 
 @pytest.mark.usefixtures("importable", "interpreted")
 def test_sums_by_atomics_keep_nothing():
-    """They have other bits where programs come in another order, which is every other time."""
+    """Their bits depend on the programs' order, which changes every other time."""
     case = {"dtype": "float32", "batch": 1, "rows": 1, "columns": 103}
     name, claim = "foreign_kept:embedding_by_atomics", "other calls between"
     with pytest.raises(Inapplicable):

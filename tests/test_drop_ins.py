@@ -1,4 +1,4 @@
-"""What is called as something of torch's, beside that, over options that Hypothesis draws."""
+"""Drop-in replacements beside torch's own functions, over options that Hypothesis draws."""
 
 import copy
 import functools
@@ -21,7 +21,7 @@ bools = st.booleans()
 
 def nested(*shape):
     """Return two sequences of one shape, as torch packs them."""
-    with warnings.catch_warnings(action="ignore"):  # that this may change
+    with warnings.catch_warnings(action="ignore"):  # what this may change
         return torch.nested.nested_tensor([torch.ones(shape)] * 2)
 
 
@@ -158,7 +158,7 @@ def test_a_graph_serves_heads_of_every_size():
 
 
 def steps(optimizer, parameters, count):
-    """Take steps with gradients that count on."""
+    """Take steps with gradients that change from step to step."""
     for i in range(count):
         for n, p in enumerate(parameters):
             p.grad = torch.sin(torch.arange(p.numel()) + 3.0 * i + n).reshape(p.shape).to(p.dtype)
@@ -187,7 +187,7 @@ def test_adamw_takes_the_steps_of_torch(options):
 @pytest.mark.parametrize("first", [AdamW, torch.optim.AdamW])
 @pytest.mark.parametrize("second", [AdamW, torch.optim.AdamW])
 def test_either_adamw_goes_on_with_the_state_of_the_other(first, second):
-    """Half way in one and the rest in the other is as near as all the way in torch's own."""
+    """Half the steps in each is as accurate as all of them in torch's own."""
     ours, theirs, double = parameters(), parameters(), parameters(torch.float64)
     before = first(ours, lr=0.1)
     steps(before, ours, 3)
@@ -224,7 +224,7 @@ def test_adamw_passes_over_what_is_empty():
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_scaler_of_gradients_divides_them_and_leaves_out_steps(fused):
-    """A step that is no number is left out; the others are those of the optimizer alone."""
+    """Steps with non-finite gradients are skipped; the others are those of the optimizer alone."""
     outcomes = []
     for kind in (AdamW, torch.optim.AdamW):
         p = torch.nn.Parameter(torch.linspace(-1, 1, 5, dtype=torch.float64))

@@ -80,7 +80,7 @@ def test_masks_agree_where_the_counter_passes_32_bits(triton, start):
 
 @given(st.tuples(*map(st.integers, (1, 1, 1, 1), (3, 3, 70, 70))), domains.seeds())
 def test_attention_masks_agree(triton, shape, seed):
-    """Equal scores and the identity for values show the mask: out_ij = keep_ij·scale/N."""
+    """With equal scores and the identity as values, the output shows the mask: keep_ij·scale/N."""
     B, H, M, N = shape
     q, k = np.zeros((B, H, M, N)), np.zeros((B, H, N, N))
     v = np.broadcast_to(np.eye(N), k.shape)
@@ -92,7 +92,7 @@ def test_attention_masks_agree(triton, shape, seed):
 
 @pytest.mark.parametrize("seed", [0, 1, HIGH_KEY])
 def test_an_element_is_kept_until_p_passes_its_draw(triton, seed):
-    """Both kinds of mask, where the threshold is the first element's draw and one above."""
+    """For both kinds of mask, with the threshold at the first element's draw and one above."""
     zero = np.zeros(1, np.uint32)
     draw = int(dropout.philox_draws(zero, zero, zero, zero, seed)[0])
     one = triton.asarray(np.ones((1, 1, 1, 1)), "float32")
@@ -105,7 +105,7 @@ def test_an_element_is_kept_until_p_passes_its_draw(triton, seed):
 
 
 def test_masks_are_cut_from_one_sequence():
-    """A longer mask begins with the shorter; an attention mask depends on no length."""
+    """A longer mask begins with the shorter one; an attention mask depends on no length."""
     long = dropout.keep_mask((dropout.BLOCK * dropout.DRAWS + 77,), 0.3, HIGH_KEY)
     assert np.array_equal(long[:1003], dropout.keep_mask((17, 59), 0.3, HIGH_KEY).ravel())
     tail = dropout.BLOCK * dropout.DRAWS + np.arange(77)
@@ -119,7 +119,7 @@ def test_masks_are_cut_from_one_sequence():
 
 
 def assert_share(hits, probability, what):
-    """Six standard deviations of a binomial count: one in 500 million of true draws is out."""
+    """Allow six standard deviations of a binomial count: one in 500 million exceeds them."""
     expected, deviation = hits.size * probability, (hits.size * probability * (1 - probability))
     assert abs(int(hits.sum()) - expected) <= 6 * deviation**0.5, what
 
@@ -140,7 +140,7 @@ def test_masks_look_independent(p, seed):
 
 
 def test_the_expectation_is_the_input(triton):
-    """Of the 65536 draws exactly 65536 − threshold keep; times the scale that is 65536."""
+    """Of the 65536 draws exactly 65536 − threshold keep; times the scale, that is 65536."""
     for t in range(65536):
         p = t / 65536
         scale = dropout.scale(p)
@@ -198,7 +198,7 @@ def test_bad_input_is_refused(both_refuse, changed, error, words):
 
 
 def test_the_mask_is_that_of_the_seed_that_was_there():
-    """Though the array that held it has moved on."""
+    """Even if the array that held it has changed since."""
     seed = np.array(0)
     out, cache = dropout.forward(np.ones(64), 0.5, seed)
     seed += 1

@@ -44,7 +44,7 @@ def test_gradient_is_the_slope():
 
 @pytest.mark.parametrize("places", [1000, 1024])
 def test_an_id_repeated_a_thousand_times_keeps_the_bound_and_the_bits(triton, places):
-    """Other ids before and after put the thousand across the borders of the chunks."""
+    """Other ids before and after shift the thousand across chunk borders."""
     rng = np.random.default_rng(places)
     ids = rng.permutation(np.r_[np.full(places, 3), rng.integers(0, 7, 150)])
     dout = rng.standard_normal((len(ids), 5)).astype("float32")
@@ -80,7 +80,7 @@ def test_ids_may_have_more_than_sixteen_bits(reference, triton):
 
 
 def test_what_is_looked_up_is_a_copy():
-    """Also of one id, which NumPy may hand on as a number."""
+    """Also for a single id, which NumPy may return as a scalar."""
     table = np.ones((3, 2))
     for ids in (np.int64(1), np.array(1), np.array([1])):
         out, _ = embedding.forward(ids, table)

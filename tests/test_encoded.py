@@ -1,4 +1,4 @@
-"""Ids in the cache folder: those that tokenising gives, whatever happens to the files."""
+"""Ids in the cache folder are those that tokenising gives, whatever happens to the files."""
 
 import os
 from dataclasses import replace
@@ -23,7 +23,7 @@ TOKENIZERS = {
 
 
 class Counting:
-    """A tokenizer, and how many texts it was given."""
+    """A tokenizer that counts the texts it is given."""
 
     def __init__(self, tokenizer) -> None:
         self.tokenizer, self.texts = tokenizer, 0
@@ -103,7 +103,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(folder, monkeypatch):
         patch.setattr(os, "replace", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             encoded.encoded(counting, TEXTS, 7)
-    assert list(folder.iterdir()) == []  # a write that was broken off leaves nothing
+    assert list(folder.iterdir()) == []  # an interrupted write leaves nothing
     folder.rmdir()
     folder.write_text("in the way")
     expected = [TOKENIZERS["words"].encode(text, 7) for text in TEXTS]
@@ -159,7 +159,7 @@ def test_a_new_codec_of_images_cuts_them():
 
 @pytest.mark.parametrize("kind", codec.TOKENIZERS)
 def test_a_new_run_has_tokenised_what_it_learns_from(kind, tmp_path, monkeypatch):
-    """What finds the longest text is what training reads."""
+    """The ids that show the longest text are those that training reads."""
     run = begin(tmp_path / "run", toy(), tokenizer=kind)
     expected = run.codec.encode(toy().train_x)
     monkeypatch.setattr(type(run.codec.tokenizer), "encode", lambda *_: 1 // 0)

@@ -1,4 +1,4 @@
-"""Which lines ran: of NumPy's functions, and of kernels that are interpreted."""
+"""Which lines ran, of NumPy functions and of interpreted kernels."""
 
 from importlib import import_module
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_a_line_belongs_to_its_innermost_statement_and_of_one_with_a_body_to_the
 
 
 def _line(path, text):
-    """Return the number of the only line of a file that begins with a text."""
+    """Return the number of a file's only line that begins with a text."""
     lines = [line.strip().startswith(text) for line in path.read_text().splitlines()]
     assert lines.count(True) == 1
     return lines.index(True) + 1

@@ -28,7 +28,7 @@ from twofold.core.training.run import Run
 
 HOW = ["--side", "reference", "--epochs", "3", "--lr", "1e-3", "--batch-size", "16"]
 TEXTS = ("film plot cast score lovely 3", "film plot cast score awful 3")
-NEAR = 1000 * 2.0**-53  # of the largest: float64, and the roundings that a path of sums meets
+NEAR = 1000 * 2.0**-53  # of the largest: float64's unit, times the roundings along a path of sums
 NO_DROPOUT = {"dropout": 0.0, "embedding_dropout": 0.0, "attention_dropout": 0.0}
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "lovely", "awful"]
 VOCABULARY += ["film", "plot", "cast", "score", *map(str, range(100))]
@@ -36,7 +36,7 @@ VOCABULARY += ["film", "plot", "cast", "score", *map(str, range(100))]
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A BERT's folder, without a head."""
+    """Return a BERT's folder, without a head."""
     sizes = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 12}
     model = bert_models.theirs(1, transformers.BertModel, **sizes)
     return bert_models.folder_of(model, tmp_path_factory.mktemp("small"), VOCABULARY)
@@ -44,7 +44,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(small, tmp_path_factory):
-    """A finished run on a file, and its result."""
+    """Return a finished run on a file, and its result."""
     folder = tmp_path_factory.mktemp("finetuned")
     file = table(folder / "reviews.csv")
     how = ["--data", file, "--init", small, "--frozen", 0, *HOW]
@@ -54,7 +54,7 @@ def run(small, tmp_path_factory):
 
 
 def test_the_short_program_of_tutorials(small):
-    """Ten epochs of Adam on a sample text: the losses of transformers, without dropout."""
+    """Ten epochs of Adam on a sample text, without dropout, give transformers' losses."""
     bert = pretrained.load(small, labels=("bad", "good"), **NO_DROPOUT)
     trainer = bert.trainer(optimizer="adam")
     losses = []
@@ -83,7 +83,7 @@ def test_the_short_program_of_tutorials(small):
 
 
 def test_the_program_of_the_readme_runs(small, tmp_path, monkeypatch):
-    """As it stands there, on a smaller BERT."""
+    """As written there, on a smaller BERT."""
     monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (program,) = (
@@ -289,7 +289,7 @@ def test_stretches_are_as_few_as_can_be():
 @pytest.mark.parametrize("max_norm", [0.0, 0.3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_recipes_optimizer_is_the_operator_of_its_name(reference, name, max_norm):
-    """With its numbers; and two stretches are stepped as two of that operator."""
+    """With the recipe's numbers; two stretches are stepped by two calls of that operator."""
     layout = Layout({"w": (8, 4), "c": (4, 8), "b": (32,)})
     over = stretches(layout, layout, {"w": 0.5, "c": 1.0, "b": 1.0})
     numbers = {"weight_decay": 0.2, "momentum": 0.7, "max_norm": max_norm}
@@ -341,7 +341,7 @@ def test_embeddings_of_like_texts_are_near_and_do_not_depend_on_company(tmp_path
 
 
 def test_lines_are_answered_as_they_come(run):
-    """The first answer is there before the second line is."""
+    """The first answer comes before the second line is written."""
     script = "import sys; from twofold.core.cli import main; sys.argv[0] = 'twofold'; main()"
     command = [sys.executable, "-u", "-c", script, "predict", str(run[0]), "--side", "reference"]
     pipe = subprocess.PIPE
@@ -377,7 +377,7 @@ def test_a_folder_that_was_not_taught_to_classify_does_not_predict(small):
 
 
 def test_pairs_are_learned_from(small):
-    """With their token types, of which a pair has both."""
+    """With their token types, both of which occur in a pair."""
     bert = pretrained.load(small, **NO_DROPOUT)
     pairs = [bert.encode("lovely film", "awful plot"), bert.encode("awful cast", "lovely score")]
     assert [pair[:, 1].max() for pair in pairs] == [1, 1]

@@ -1,4 +1,4 @@
-"""Options that are yes or no: what is neither is refused by both sides with the same words."""
+"""Yes-or-no options: both sides refuse anything else with the same words."""
 
 import inspect
 
@@ -64,12 +64,12 @@ def test_every_option_is_asked_here(reference):
         for parameter in inspect.signature(f).parameters.values()
         if "bool" in str(parameter.annotation) and parameter.default is not parameter.empty
     }
-    assert there - {("activation", "activate", "spare")} == asked  # which linear alone calls
+    assert there - {("activation", "activate", "spare")} == asked  # which only linear calls
 
 
 @pytest.mark.parametrize(
     ("operator", "function", "name", "wrong"),
-    # Strings that say where the diagonal is have a test of their own.
+    # Strings that say where the diagonal is have their own test.
     [(*call, x) for call in CALLS for x in NEITHER if call[2] != "causal" or x != "coupled"],
 )
 def test_what_is_neither_is_refused(both_refuse, operator, function, name, wrong):

@@ -1,4 +1,4 @@
-"""16 bits on NumPy's side: sums that they cannot add up themselves, and constants they have not."""
+"""16 bits on the NumPy side: sums that they cannot hold, and constants that they lack."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ from twofold.reference import (
 )
 
 HALF = np.float16
-N, MANY = 4096, 70_000  # more ones than float16 counts, and more than it holds
+N, MANY = 4096, 70_000  # more ones than float16 can count, and more than it can hold
 
 
 def ones(*shape):
@@ -56,7 +56,7 @@ def of_norms():
 
 
 def of_a_mean_between_two_numbers():
-    """1000.25 is none of float16's."""
+    """1000.25 is no float16 number."""
     x = np.array([[1000, 1000.5]], HALF)
     yield layer_norm.forward(x, ones(2), zeros(2), eps=1e-9)[0], [[-1, 1]]
 
@@ -121,7 +121,7 @@ def test_what_is_summed_is_rounded_once(sums):
 
 
 def test_gradients_of_nothing_leave_parameters_as_they_are():
-    """1e-8 and 1e-10 are 0 in float16, and 0/0 no number."""
+    """1e-8 and 1e-10 are 0 in float16, and 0/0 is NaN."""
     params, grads, m, v, s = ones(3), zeros(3), zeros(3), zeros(3), zeros(3)
     optimizers.adam(params, grads, m, v, step=1, lr=0.1)
     optimizers.adagrad(params, grads, s, lr=0.1)
@@ -131,7 +131,7 @@ def test_gradients_of_nothing_leave_parameters_as_they_are():
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "adagrad"])
 def test_a_step_is_that_of_float32_rounded_once(optimizer):
-    """Also in a part of a buffer that is not its first block."""
+    """Also in blocks of a buffer after the first."""
     rng = np.random.default_rng(0)
     n = optimizers.BLOCK + 5
     halves = [np.abs(rng.standard_normal(n)).astype(HALF) for _ in range(4)]
@@ -157,7 +157,7 @@ def test_scales_of_8_bits_are_those_of_float32():
 
 
 def test_what_is_hardly_ever_kept_is_scaled_by_65536():
-    """Which float16 does not hold; and 0 times ∞ would be no number."""
+    """float16 cannot hold 65,536, and 0 times ∞ would be NaN."""
     x = np.full(1 << 20, 2.0**-10, HALF)
     out, cache = dropout.forward(x, 0.99999, seed=0)
     for found in (out, dropout.backward(x, cache).dx):
@@ -167,7 +167,7 @@ def test_what_is_hardly_ever_kept_is_scaled_by_65536():
 
 @pytest.mark.parametrize("operator", [name for name in ops.OPERATORS if name != "attention_fp8"])
 def test_bfloat16_of_ml_dtypes_is_held_to_the_contract(reference, operator):
-    """NumPy does not take it for a floating dtype, and neither adds up nor multiplies it well."""
+    """NumPy does not count it as a floating dtype, and sums and multiplies it badly."""
     assert np.dtype("bfloat16") == ml_dtypes.bfloat16
     module = contract_module(operator)
     plain = {"dtype": "bfloat16", "allow_tf32": False, "layout": "contiguous", "tile": None}
@@ -183,7 +183,7 @@ def test_bfloat16_of_ml_dtypes_is_held_to_the_contract(reference, operator):
 
 
 def test_a_norm_is_float32_so_that_a_large_one_clips(reference, triton):
-    """100 in 10⁶ places is 10⁵, more than float16 holds: steps would be 0."""
+    """10⁶ elements of 100 have the norm 10⁵, more than float16 holds: steps would be 0."""
     for side in (reference, triton):
         params, grads = (side.asarray(np.full(10**6, x), "float16") for x in (0, 100))
         norm = side.optimizers.global_norm(grads)

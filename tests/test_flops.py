@@ -1,4 +1,4 @@
-"""Operations of adapters, counted by torch's counter as it counts those of torch's own layers."""
+"""The adapters' operations, counted by torch's counter as it counts torch's own layers."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_a_linear_layer_has_those_of_torchs(learns):
 
 
 def test_attention_has_two_products_and_five_of_backward():
-    """As torch counts its flash attention, whose scores are computed again."""
+    """As torch counts its flash attention, whose backward recomputes the scores."""
     q = torch.randn(2, 4, 5, 8, requires_grad=True)
     k, v = (torch.randn(2, 2, 7, 8, requires_grad=True) for _ in range(2))
     product = 2 * 2 * 4 * 5 * 7 * 8

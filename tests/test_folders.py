@@ -1,4 +1,4 @@
-"""A run's folder: what else is there is not touched, and nothing of it is taken for the run's."""
+"""A run's folder: foreign files in it are neither touched nor taken for the run's."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ USERS = (".config.old", ".bashrc.old", ".notes.part", ".model.old", ".thesis.12.
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """A file of texts."""
+    """Return a file of texts."""
     return table(tmp_path_factory.mktemp("folders") / "reviews.csv")
 
 
@@ -81,7 +81,7 @@ def test_a_run_whose_beginning_failed_can_be_begun_again(tmp_path, monkeypatch, 
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(whole, "write_synced", killed)
-        patch.setattr(Path, "unlink", lambda *_, **__: None)  # who is killed clears nothing up
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process cleans nothing up
         begin(out, toy())
     assert content(out)
     (out / f".{name}.77.part").write_text("another process's half")
@@ -91,7 +91,7 @@ def test_a_run_whose_beginning_failed_can_be_begun_again(tmp_path, monkeypatch, 
 
 
 def test_a_run_is_unmade_only_where_nothing_was_done_yet(tmp_path):
-    """And what is there beside it stays."""
+    """And other files beside it stay."""
     begun, noted, trained = (begin(tmp_path / name, toy()) for name in ("a", "b", "c"))
     (noted.folder / "notes.txt").write_text("mine")
     checkpoints.save(trained.checkpoints / "0-00000000", {}, {})
@@ -102,7 +102,7 @@ def test_a_run_is_unmade_only_where_nothing_was_done_yet(tmp_path):
 
 
 def test_a_run_that_is_gone_on_with_is_not_unmade(file, tmp_path, monkeypatch):
-    """Where there is no room for it; a new one is."""
+    """If there is no room for it; a new one is."""
     out = tmp_path / "run"
     call("train", "--data", file, "--out", out, *TINY, "--epochs", "1")
     for name in ("checkpoints", "model"):

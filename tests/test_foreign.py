@@ -1,4 +1,4 @@
-"""Kernels that are not ours: sound ones pass, every planted fault is caught and named."""
+"""Foreign kernels: sound ones pass, every planted fault is caught and named."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def test_torch_passes(name):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_named_and_comes_again(request, name):
-    if name == "out_of_bounds":  # on a GPU it reads whatever lies there, or ends the process
+    if name == "out_of_bounds":  # on a GPU it reads whatever is there, or ends the process
         request.getfixturevalue("interpreted")
     operator, words = FAULTS[name]
     found = judge(name, operator)
@@ -251,7 +251,7 @@ def test_whatever_happens_in_another_process_is_a_line(name, words):
 
 
 def test_who_is_slow_is_judged_as_far_as_there_is_time(monkeypatch):
-    """By a clock on which every case takes a second, and nothing else any time."""
+    """By a clock on which every case takes a second and nothing else takes time."""
     clock = SimpleNamespace(now=0.0)
     clock.monotonic = lambda: clock.now
     for module in (foreign, trial, foreign_cases):
@@ -292,7 +292,7 @@ def test_what_computes_nothing_is_not_judged_and_it_is_said_what_it_raises(inter
 
     found = foreign.judge(of_another_axis, "softmax", 6, ["float32"], claimed=1)
     assert found.unjudged and "IndexError: Dimension out of range" in foreign.digest(found)[1]
-    assert not judge("out_of_bounds").unjudged  # a fault it has, wherever it is
+    assert not judge("out_of_bounds").unjudged  # a fault of its own, wherever it is
     assert not judge("no_scale").unjudged
 
 

@@ -1,4 +1,4 @@
-"""How functions of others are called: their own defaults, options they lack, compiled ones."""
+"""How foreign functions are called: their own defaults, missing options, compiled functions."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_weight_decay_of_an_unnamed_kind_is_that_of_either_adam(decoupled):
 
 
 def test_a_compiled_function_is_judged_as_it_is_compiled():
-    """By a backend that is wrong in half precision, which is judged last."""
+    """With a backend that is wrong in half precision, which is judged last."""
     built = []
 
     def backend(graph, inputs):

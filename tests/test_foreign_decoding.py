@@ -1,4 +1,4 @@
-"""Decoding with a cache that is not ours before the contract of ours."""
+"""Foreign decoding functions are judged by the contract of ours."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is shown first of a function that is wrong: each fault once, where, and how to see it."""
+"""What is shown first of a wrong function: each fault once, where, and how to reproduce it."""
 
 import json
 import math
@@ -117,7 +117,7 @@ def softmax_that_doubles_or_is_nan(x):
 
 
 def softmax_in_steps(x):
-    """Its sum is rounded to the dtype of x."""
+    """Rounds its sum to the dtype of x."""
     p = (x - x.amax(-1, keepdim=True)).exp()
     return p / p.sum(-1, keepdim=True)
 

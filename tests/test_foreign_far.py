@@ -1,4 +1,4 @@
-"""Offsets that pass 2³¹: kernels that count them in 32 bits are found, for hardly any memory."""
+"""Offsets past 2³¹: kernels that count them in 32 bits are found, with hardly any memory."""
 
 import resource
 

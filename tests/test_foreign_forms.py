@@ -1,4 +1,4 @@
-"""What stands in another form than the plain call: weights held, told by name, side by side."""
+"""Other forms than the plain call: weights held by objects, named arguments, packed inputs."""
 
 import sys
 

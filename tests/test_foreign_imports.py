@@ -1,4 +1,4 @@
-"""Modules that are not ours, and what becomes of those that crash or hang while imported."""
+"""Foreign modules, and what happens to those that crash or hang on import."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What may be given besides functions: modules and functions of torch, objects with forward."""
+"""What can be judged besides functions: torch's modules and functions, objects with forward."""
 
 import re
 
@@ -90,7 +90,7 @@ def test_the_help_lists_every_call_of_the_table(command):
         plain = PLAIN.get(operator)
         assert ("f(" in one) == (plain is not None), one
         for option in plain.options if plain else ():
-            packed = option == foreign_packed.OPTION  # told by other names
+            packed = option == foreign_packed.OPTION  # given under other names
             said_as = foreign_packed.Sequences._fields if packed else names_of(option)
             assert all(name in one for name in said_as)
         for order in (*plain.arranged, *plain.fewer) if plain else ():

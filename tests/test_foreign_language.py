@@ -1,4 +1,4 @@
-"""Kernels that name Triton's language as they like are run, and so are libdevice's functions."""
+"""Kernels that use Triton's language under any names are run, and so is libdevice."""
 
 import pytest
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""What learns beside what, and in which tensors, is no part of a result: faults that hide there."""
+"""Results must not depend on what else learns, or in which tensors: faults that hide there."""
 
 import pytest
 

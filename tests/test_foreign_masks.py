@@ -1,4 +1,4 @@
-"""What a mask says, and that a function is always causal, is found out by trying."""
+"""What a mask means, and whether a function is always causal, is found by trial."""
 
 import pytest
 

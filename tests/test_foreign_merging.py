@@ -1,4 +1,4 @@
-"""Merging partial attention that is not ours before the contract of ours."""
+"""Foreign merging of partial attention is judged by the contract of ours."""
 
 import pytest
 

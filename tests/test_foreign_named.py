@@ -1,4 +1,4 @@
-"""Tensors known by name, those that are not there, and what is said of what fails."""
+"""Tensors recognised by name, missing tensors, and how failures are reported."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""RMSNorms that are not ours before the contract of ours."""
+"""Foreign RMSNorms are judged by the contract of ours."""
 
 import pytest
 
@@ -83,7 +83,7 @@ def test_in_float32_there_is_one_rounding_either_way():
 
 @pytest.mark.parametrize("name", ["of_a_fixed_eps", "of_a_fixed_eps_without_gradients"])
 def test_an_eps_that_cannot_be_given_is_found_out(name):
-    """By the output, where a gradient is wrong whatever eps is."""
+    """From the output, even if a gradient is wrong for every eps."""
     found = judge(name, "float32")
     assert "without eps, its eps is taken to be 1e-08" in found.taken
     passes = {f.pass_ for f in found.found} - {"property"}

@@ -1,4 +1,4 @@
-"""What has other axes than the plain call, packed sequences, or writes where it is told."""
+"""Functions with other axes than the plain call, packed sequences, or outputs to fill."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Pooling that is not ours before the contract of ours."""
+"""Foreign pooling functions are judged by the contract of ours."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A refusal is told from a fault, whatever is being handled when it comes."""
+"""A refusal is told from a fault, whatever exception is being handled when it is raised."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is told sizes as numbers, takes q, k, v in one tensor, or is called as transformers does."""
+"""Functions that are told sizes, take q, k, v in one tensor, or follow transformers' interface."""
 
 import pytest
 import torch

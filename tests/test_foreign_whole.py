@@ -1,4 +1,4 @@
-"""Faults of sizes that tiles divide, and of others that only a pinned case has: each is found."""
+"""Faults at sizes that tiles divide, or at others that only pinned cases have, are found."""
 
 import pytest
 

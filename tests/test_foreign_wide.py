@@ -1,4 +1,4 @@
-"""Sizes that models have, past those that small kernels know, are asked for once."""
+"""Sizes of real models, beyond what small kernels support, are tried once."""
 
 import pytest
 

@@ -15,7 +15,7 @@ from twofold.core.verify.derivatives import check_gradients
 from twofold.reference import gated_activation
 from twofold.reference.activation import KINDS
 
-TORCHS = {  # those that torch computes by formulas with the errors of ours
+TORCHS = {  # those whose formulas in torch err as ours do
     "silu": lambda x: x * torch.exp(torch.nn.functional.logsigmoid(x)),
     "gelu": torch.nn.functional.gelu,
     "relu": torch.relu,
@@ -34,7 +34,7 @@ def halves(x):
 
 @given(contract.CONTRACT.cases)
 def test_reference_is_torch(case):
-    """Both in float64, each as far off as its own formula rounds."""
+    """Both in float64, each as far off as its own formula allows."""
     kind = case.kind if case.kind in TORCHS else "silu"
     case = dataclasses.replace(case, dtype="float64", kind=kind)
     x = contract.inputs(case)
@@ -83,7 +83,7 @@ def test_swiglu_is_the_formula_at_high_precision():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_with_ones_for_up_it_is_the_activation(reference, triton, kind, dtype):
-    """A product with 1 rounds nothing: the same bits, and dgate is the activation's dx."""
+    """A product with 1 is exact: the bits are the same, and dgate is the activation's dx."""
     for side in (reference, triton):
         gate, _, dout = three(side, dtype=dtype)
         out, cache = side.gated_activation.forward(
@@ -109,7 +109,7 @@ def test_float16_is_float32_rounded_once(reference):
 
 
 def test_halves_of_one_projection_are_read_where_they_lie(triton, monkeypatch):
-    """And written where they shall lie: no tensor is made but out."""
+    """And gradients are written in place: no tensor is allocated but out."""
     both = triton.asarray(np.random.default_rng(0).standard_normal((2, 3, 10)), "float32")
     packed = triton.zeros((2, 3, 10))
     expected = [triton.gated_activation.forward(*(x.contiguous() for x in halves(both)))]
@@ -152,7 +152,7 @@ def test_not_a_number_stays_one_both_ways(reference, triton, kind):
         out, cache = side.gated_activation.forward(gate, up, kind)
         assert np.isnan(side.to_numpy(out)).tolist() == [False, True, True, False]
         found = side.gated_activation.backward(side.asarray(np.ones(4), "float32"), cache)
-        # ReLU's derivative is a comparison, and no number is more than NaN
+        # ReLU's derivative is a comparison, which is false for NaN
         of_gate = np.isnan(side.to_numpy(found.dgate)).tolist()
         assert of_gate == [False, kind != "relu", True, False]
         assert np.isnan(side.to_numpy(found.dup)).tolist() == [False, True, False, False]

@@ -1,4 +1,4 @@
-"""Models of `transformers` on our attention: every call of a model within its bound."""
+"""Models of `transformers` on our attention: each of their calls is within its bound."""
 
 import sys
 
@@ -47,7 +47,7 @@ def registered():
 
 
 def beside_eager(module, query, key, value, attention_mask, **kwargs):
-    """Attend, and hold that, and what the model's own eager attention makes, to the bound."""
+    """Attend, and hold that and the model's own eager attention to the bound."""
     out, _ = hugging_face.attention_forward(module, query, key, value, attention_mask, **kwargs)
     mask, (M, N) = attention_mask, (query.shape[2], key.shape[2])
     if mask is None:
@@ -64,7 +64,7 @@ def beside_eager(module, query, key, value, attention_mask, **kwargs):
     truth = attention_bound.forward(problem(*given, machine("float32"), options)).out
     assert compare("out", out.transpose(1, 2).detach().cpu().numpy(), truth)[2] == ""
     attends = mask.any(-1).expand(*query.shape[:3])[..., None]
-    seen = torch.where(attends, peer.transpose(1, 2), 0.0)  # eager attends to all where to nothing
+    seen = torch.where(attends, peer.transpose(1, 2), 0.0)  # eager attends to all if to none
     assert compare("out", seen.detach().cpu().numpy(), truth)[2] == ""
     calls.append(module)
     return out, None
@@ -90,12 +90,12 @@ def batch(name, padded):
     mask, labels = torch.ones_like(ids), ids.clone()
     if padded:
         mask[0, slice(-PADDED, None) if name == "BERT" else slice(PADDED)] = 0
-        labels[0, : PADDED + 1] = -100  # the first is told by what stands in padding
+        labels[0, : PADDED + 1] = -100  # the first checks what padding holds
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def learned(model, given):
-    """Return the loss, the logits that are no padding, and every parameter's gradient."""
+    """Return the loss, the logits outside the padding, and every parameter's gradient."""
     found = model(**given)
     found.loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -115,7 +115,7 @@ def test_every_call_of_a_model_is_within_the_bound(triton, name, padded, side):
     assert len(calls) == 2
 
 
-# Eager softmax in float32 is NaN where a model in float64 hides all keys, but of these two.
+# Except in these two, eager float32 softmax is NaN where a float64 model hides all keys.
 LEARN = [(name, False) for name in CONFIGS] + [("BERT", True), ("GPT-2", True)]
 
 
@@ -131,7 +131,7 @@ def test_a_model_learns_what_it_learns_with_eager_attention(name, padded):
 
 
 def written(model, given, cache):
-    """Return what a model writes after what is given, always the likeliest."""
+    """Return a model's greedy continuation of its input."""
     return model.generate(
         **given, min_new_tokens=8, max_new_tokens=8, do_sample=False, pad_token_id=0,
         cache_implementation=cache, disable_compile=True,
@@ -160,7 +160,7 @@ def test_a_model_writes_what_it_writes_with_eager_attention(tmp_path, name, cach
 
 
 def test_what_only_some_models_ask_for(reference):
-    """A bias beside a mask that is too long, sinks, and values of another width."""
+    """A bias beside a mask that is too long, sinks, and values of another width than keys."""
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 4, 3, 6), torch.randn(1, 2, 5, 6), torch.randn(1, 2, 5, 4)
     bias, added, sinks = torch.randn(1, 4, 3, 5), torch.randn(1, 1, 3, 8), torch.randn(4)
@@ -181,7 +181,7 @@ def test_what_only_some_models_ask_for(reference):
     ("own", "asked"), [(True, None), (False, None), (None, None), (True, False), (False, True)]
 )
 def test_a_call_without_a_mask_is_causal_and_scaled_as_it_says(queries, own, asked, scaling):
-    """A bias of another dtype is added, be there a mask or not."""
+    """A bias of another dtype is added, with or without a mask."""
     module, drawn = torch.nn.Module(), torch.Generator().manual_seed(0)
     if own is not None:
         module.is_causal = own
@@ -228,7 +228,7 @@ def test_weights_that_are_not_there_are_warned_of(monkeypatch, caplog):
 
 
 def test_a_model_of_its_own_attention_is_refused():
-    """It would add a boolean mask to its scores, and see what comes later."""
+    """It would add a boolean mask to its scores and see later tokens."""
     config = transformers.BloomConfig(hidden_size=16, n_layer=1, n_head=4, vocab_size=30)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="twofold")
     with pytest.raises(ValueError, match="attn_implementation is 'twofold' for bloom; it must be"):
@@ -261,7 +261,7 @@ DECODERS = {
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_layers_that_do_not_say_that_they_are_causal_see_nothing_later(name):
-    """`transformers` knows of no sdpa in these, and they are asked for no mask that says so."""
+    """`transformers` supports no sdpa in these, and builds no causal mask for them."""
     sizes = {"vocab_size": 30, "d_model": 16, "max_position_embeddings": 32, "pad_token_id": 0}
     for side in ("encoder", "decoder"):
         sizes |= {f"{side}_layers": 1, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 24}

@@ -62,7 +62,7 @@ def test_forward_is_the_formula_at_high_precision():
 
 
 def test_sums_of_float16_are_in_float32():
-    """Squares of ±20 add up to more than float16 holds; so do as many ones."""
+    """Squares of ±20 sum to more than float16 holds, and so do as many ones."""
     x = np.tile(np.array([20, -20], np.float16), 1 << 16)[None]
     one, signs = np.ones(x.shape[1], np.float16), np.sign(x)
     for norm, more in ((layer_norm, [0 * one]), (rms_norm, [])):
@@ -76,7 +76,7 @@ def test_sums_of_float16_are_in_float32():
 
 @pytest.mark.parametrize("to", ["float16", "float32", "float64"])
 def test_gradients_are_written_into_arrays_of_any_dtype(to):
-    """By both norms as by a linear layer: summed in their own dtype, and cast."""
+    """By both norms as by a linear layer: summed in the inputs' dtype, then cast."""
     x, one = np.random.default_rng(0).standard_normal((3, 3)), np.ones(3)
     for operator, arguments in (
         (layer_norm, (x, one, one)),
@@ -95,7 +95,7 @@ def test_gradients_are_written_into_arrays_of_any_dtype(to):
 
 
 def test_gradients_are_orthogonal_to_ones_and_to_xhat():
-    """Layer norm does not see shift and scale of a row, so no gradient points along them."""
+    """Layer norm ignores a row's shift and scale, so no gradient points along them."""
     case = contract.Case(dtype="float64", rows=7, columns=13, eps=1e-37, seed=1)
     ones = np.ones(13)
     given = contract.inputs(case)._replace(weight=ones, bias=0 * ones)

@@ -39,7 +39,7 @@ def test_every_tile_of_the_table_is_chosen_for_some_product(size):
     ],
 )  # fmt: skip
 def test_on_hopper_a_product_keeps_it_busy(m, n, k, whole, tile, splits):
-    """Large tiles where there are many of them; features are split where there are few."""
+    """With many tiles they are large; with few, features are split."""
     chosen = tiles_of.choose(m, n, k, 2, whole=whole, architecture="sm_90")
     assert (chosen.tile.block_m, chosen.tile.block_n) == tile and chosen.splits == splits
     assert tiles_of.choose_splits(m, n, k, chosen.tile, 2, whole=whole) == chosen
@@ -48,7 +48,7 @@ def test_on_hopper_a_product_keeps_it_busy(m, n, k, whole, tile, splits):
 
 
 def test_split_features_are_all_multiplied_once(triton):
-    """More splits than there are steps, and a last one that is not whole: the same sums."""
+    """More splits than steps, and an incomplete last one, give the same sums."""
     rng = np.random.default_rng(0)
     x, dout = (
         triton.asarray(rng.integers(-3, 4, (n, 9)).astype("f4"), "float32") for n in (230, 230)
@@ -65,7 +65,7 @@ def test_split_features_are_all_multiplied_once(triton):
 def test_reference_is_torch(case):
     """Both in float64: each may be as far from the mathematics as float64's own bound.
 
-    tanh and GELU's form of it are left to the activation's own test: torch's have other errors.
+    tanh and the tanh form of GELU are left to the activation's own test: torch's err differently.
     """
     activation = None if case.activation in ("gelu_tanh", "tanh") else case.activation
     case = dataclasses.replace(case, dtype="float64", allow_tf32=False, activation=activation)
@@ -116,7 +116,7 @@ def test_forward_is_the_formula_at_high_precision():
 
 
 def test_views_of_packed_tensors_are_read_and_written_in_place(triton):
-    """As multi-head attention calls it: slices of a packed weight, bias, input and gradients."""
+    """As multi-head attention calls it, with slices of packed weight, bias, input and gradients."""
     rng = np.random.default_rng(3)
     E, packed = 6, rng.standard_normal((2, 5, 12)).astype(np.float32)
     w, b = rng.standard_normal((18, E)).astype(np.float32), np.ones(18, np.float32)

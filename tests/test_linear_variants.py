@@ -1,4 +1,4 @@
-"""The products that may replace the plain one on Hopper: by contract, and in any order."""
+"""The products that may replace the plain one on Hopper: by contract, in any order of events."""
 
 import importlib.util
 import itertools
@@ -36,7 +36,7 @@ CASES = [
 
 
 def held(make, case):
-    """Judge a layer whose products are made so."""
+    """Judge a layer whose products are made this way."""
     subject = subjects.subject(variants.Layer(make), "linear")
     found = judge(subject.contract, subject.side, case)
     assert [f.fault for f in found if f.fault] == []
@@ -54,7 +54,7 @@ def test_descriptors_hold_the_contract(triton, case, persistent):
 @pytest.mark.parametrize("how", variants.VARIANTS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_hoppers_own_holds_the_contract(triton, case, how):
-    """On the device alone."""
+    """Only on a Hopper device."""
     if triton.device != "cuda" or architecture() != "sm_90":
         pytest.skip("it runs on Hopper only")
     held(lambda x: variants.on_hopper(x, how), case)
@@ -63,7 +63,7 @@ def test_hoppers_own_holds_the_contract(triton, case, how):
 def simulate(
     M, N, K, programs, *, shared, stages, turned, gelu, parts, seed, kernel=kernel
 ):  # fmt: skip
-    """Run Hopper's kernel on the machine; return what it wrote and what is right."""
+    """Run Hopper's kernel on the machine; return what it wrote and the right result."""
     rng = np.random.default_rng(seed)
     a, b, bias = rng.normal(size=(M, K)), rng.normal(size=(K, N)), rng.normal(size=N)
     c, z = np.full((M, N), np.nan), np.full((M, N), np.nan)
@@ -94,7 +94,7 @@ VARIETIES = [
 
 @pytest.mark.parametrize("variety", VARIETIES, ids=str)
 def test_any_order_gives_the_product(variety):
-    """Nobody waits in vain, nothing is read too early or overwritten too early."""
+    """Nothing deadlocks, and nothing is read or overwritten too early."""
     for seed, size in enumerate(SIZES):
         found, want = simulate(*size, **variety, seed=seed)
         for x, y in zip(found, want, strict=True):
@@ -117,7 +117,7 @@ def test_any_order_gives_the_product(variety):
     ],
 )
 def test_faults_of_the_protocol_are_found(line, planted, tmp_path):
-    """What is planted hangs, or writes what is wrong, in some order."""
+    """A planted fault deadlocks or writes a wrong result, in some order."""
     source = Path(kernel.__file__).read_text()
     assert source.count(line) == 1
     (tmp_path / "planted.py").write_text(source.replace(line, planted))

@@ -1,4 +1,4 @@
-"""Counting in machine code: a listing of few lines, what follows from it, and a real kernel."""
+"""Counting in machine code: a short listing, what follows from it, and a real kernel."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from outside import python
 from twofold.core.verify.compiling import machine_code as machine_code
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "attention_ceilings.py"
-# A loop over tiles around one over features, and behind them one that multiplies nothing.
+# A loop over tiles around one over features, followed by one that multiplies nothing.
 LISTING = """
 .text.kernel:
         /*0000*/                   MOV R1, c[0x0][0x28] ;
@@ -62,7 +62,7 @@ def test_loops_that_begin_alike_and_those_of_warps_are_found():
     (loop,) = machine_code.loops(warps)
     assert loop.instructions["HMMA"] == 2
     no_loop = LABELLED.format("HMMA.16816.F32.BF16 R76, R84, R92, RZ ;\n /*0020*/ EXIT")
-    assert machine_code.spills_in_loops(no_loop)  # code behind the end, branched back from
+    assert machine_code.spills_in_loops(no_loop)  # code after the end, which branches back
     assert not machine_code.spills_in_loops(no_loop.replace("EXIT", "MUFU.RCP R4, R4"))
 
 
@@ -119,7 +119,7 @@ def test_ceilings_follow_from_clocks():
 
 
 def test_a_real_kernel_makes_the_products_that_it_should(tmp_path):
-    """Compiled without a device: forward makes each product once, an exponential for each score."""
+    """Compiled without a device: forward makes each product once and one exponential per score."""
     if machine_code.disassembler() is None:
         pytest.skip("this Triton has come without nvdisasm")
     done = python(SCRIPT, "--quick", "--json", tmp_path / "found.json")
@@ -127,5 +127,5 @@ def test_a_real_kernel_makes_the_products_that_it_should(tmp_path):
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
     forward = next(r for r in rows if r["kernel"] == "forward_kernel")
     assert forward["tiles"] == 1.0 and forward["products_made"] == 1.0
-    assert 1.0 <= forward["exponentials_made"] < 1.1  # one more a row rescales
+    assert 1.0 <= forward["exponentials_made"] < 1.1  # one more for each row rescales
     assert all(0.0 < r["apart"] < r["together"] <= 1.0 for r in rows)

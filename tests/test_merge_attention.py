@@ -29,7 +29,7 @@ def test_every_tile_is_pinned_and_chosen(triton):
 def test_reference_is_torch(case):
     """Both in float64: each may be as far from the mathematics as float64's own bound.
 
-    The weights are torch's softmax: exp(lse_s − lse) would have the rounding of lse in it. Torch
+    The weights are torch's softmax: exp(lse_s − lse) would contain the rounding of lse. Torch
     has NaN where nothing is attended; those queries are given parts and left out again.
     """
     case = dataclasses.replace(case, dtype="float64")
@@ -88,7 +88,7 @@ def test_forward_is_the_formula_at_high_precision():
 
 
 def test_attention_over_halves_of_the_keys_merged_is_attention_over_all():
-    """Both passes, in float64; some queries attend to one half alone, some to none."""
+    """Both passes, in float64; some queries attend to one half only, some to none."""
     case = whole.Case("float64", 2, 3, 5, 9, 4, mask="BHMN", dlse=True, seed=1)
     x = whole.inputs(case)
     cut = 4
@@ -252,7 +252,7 @@ def test_every_property_has_a_fault_here():
 @pytest.mark.parametrize("name", ["out", "lse", "douts", "dlses"])
 def test_merged_halves_see_every_output(reference, name):
     fault = scaled(name, 1.01)
-    if name == "lse":  # the same for both halves, so that no weight is changed
+    if name == "lse":  # the same for both halves, so that no weight changes
         fault = plus(name, lambda f, c, g: 0.01)
     with pytest.raises(AssertionError, match=f"of halves that were merged {name}"):
         PROPERTIES["merged halves"](faulty(contract.CONTRACT, reference, fault), CASE)
@@ -266,7 +266,7 @@ def test_slopes_see_the_gradient_of_the_outputs(reference):
 
 
 def test_bfloat16_is_refused_by_name_where_numpy_has_it_not(reference):
-    """As long as nobody imports `ml_dtypes`; there it would be taken."""
+    """As long as nothing imports `ml_dtypes`; with it, it would be accepted."""
     if "ml_dtypes" in sys.modules:
         pytest.skip("ml_dtypes is imported")
     outs, lses = np.zeros((2, 1, 1, 3, 4), np.float32), np.zeros((2, 1, 1, 3), np.float32)

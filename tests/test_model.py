@@ -50,7 +50,7 @@ def name_of(config):
 
 
 def batch(config, rng):
-    """Return inputs and lengths, some rows padded."""
+    """Return inputs and lengths, with some rows padded."""
     lengths = np.array([5, 1, 6, 3])
     if config.token_types > 0:
         sizes = (config.input_size, config.token_types)
@@ -61,7 +61,7 @@ def batch(config, rng):
 
 
 def model_of(config, reference, rng):
-    """Return a float64 model away from its start: no bias is 0, no norm's weight 1."""
+    """Return a float64 model away from its initial values: no bias is 0, no norm's weight 1."""
     model = Classifier(config, reference, dtype="float64")
     for view in model.params.values():
         view += 0.3 * rng.standard_normal(view.shape)
@@ -71,7 +71,7 @@ def model_of(config, reference, rng):
 @pytest.mark.parametrize("config", VARIANTS, ids=name_of)
 @pytest.mark.parametrize("dropped", [False, True], ids=["plain", "dropout"])
 def test_gradients_are_slopes(reference, config, dropped):
-    """Where the model is smooth; ReLU and the maximum have torch's autograd for a judge."""
+    """Where the model is smooth; ReLU and the maximum are judged by torch's autograd."""
     rng = np.random.default_rng(0)
     model = model_of(config, reference, rng)
     inputs, lengths = batch(config, rng)
@@ -92,7 +92,7 @@ def test_gradients_are_slopes(reference, config, dropped):
     check_gradients(value, {"flat": model.flat}, {"flat": grads}, rng)
 
 
-NEAR = 1000 * 2.0**-53  # of the largest: float64, and the roundings that a path of sums meets
+NEAR = 1000 * 2.0**-53  # of the largest: float64's unit, times the roundings along a path of sums
 
 
 def distance(x, y):
@@ -100,7 +100,7 @@ def distance(x, y):
 
 
 class TorchClassifier(torch.nn.Module):
-    """The same model out of torch's own parts, without dropout."""
+    """The same model built from torch's own modules, without dropout."""
 
     def __init__(self, config):
         super().__init__()
@@ -141,7 +141,7 @@ class TorchClassifier(torch.nn.Module):
 
 
 def torch_names(config):
-    """Return our names of parameters by theirs."""
+    """Return our names of parameters by torch's."""
     ours = {
         "self_attn.in_proj_weight": "attention.w_qkv",
         "self_attn.in_proj_bias": "attention.b_qkv",
@@ -184,7 +184,7 @@ def torch_names(config):
     ids=name_of,
 )
 def test_it_is_torchs_encoder(reference, config):
-    """In float64 both are within rounding of each other; the factor counts a deep chain of sums."""
+    """In float64 they agree up to rounding; the factor allows for a deep chain of sums."""
     rng = np.random.default_rng(1)
     model = model_of(config, reference, rng)
     inputs, lengths = batch(config, rng)
@@ -205,13 +205,13 @@ def test_it_is_torchs_encoder(reference, config):
     assert len(grads) == len(list(theirs.parameters()))
     for name, parameter in theirs.named_parameters():
         ours, gradient = grads[names[name]], parameter.grad.numpy()
-        # A gradient that is zero in theory (a key's bias) has only the neighbours' rounding.
+        # A gradient that is zero in theory (a key's bias) holds only its neighbours' rounding.
         assert distance(ours, gradient) <= NEAR * max(1.0, np.abs(gradient).max()), name
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=name_of)
 def test_padding_changes_nothing(reference, config):
-    """What stands in the padding has no influence, to the bit; and none of the gradient."""
+    """What the padding holds changes no bit, and it has no gradient."""
     rng = np.random.default_rng(2)
     model = model_of(config, reference, rng)
     inputs, lengths = batch(config, rng)
@@ -244,7 +244,7 @@ def test_seeds_name_every_mask_apart():
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_frozen_layers_change_no_other_gradient(reference, norm):
-    """What lies lower than all that is asked for is not passed through; the rest is the same."""
+    """Layers below all that learn are not passed through; the other gradients are the same."""
     rng = np.random.default_rng(6)
     config = dataclasses.replace(TINY, norm=norm, num_layers=3, positions="learned")
     model = model_of(config, reference, rng)
@@ -263,7 +263,7 @@ def test_frozen_layers_change_no_other_gradient(reference, norm):
 def test_the_lowest_layer_that_learns_makes_no_gradient_for_those_below(
     reference, monkeypatch, pooling
 ):
-    """Pre-norm layers do: a norm with parameters stands below them."""
+    """Pre-norm layers do, since they have a norm with parameters below them."""
     rng = np.random.default_rng(6)
     changed = {"norm": "post", "num_layers": 3, "positions": "learned", "pooling": pooling}
     config = dataclasses.replace(TINY, **changed)
@@ -313,7 +313,7 @@ def test_logits_alone_are_those_of_forward(reference, config):
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_logits_alone_take_the_memory_of_one_layer(reference, norm):
-    """However many there are: what backward would need is let go."""
+    """However many layers there are: what backward would need is freed."""
 
     def peak(function, layers):
         model = Classifier(dataclasses.replace(TINY, norm=norm, num_layers=layers), reference)
@@ -325,7 +325,7 @@ def test_logits_alone_take_the_memory_of_one_layer(reference, norm):
 
     for function in ("logits", "mean_state"):
         assert peak(function, 12) < 1.1 * peak(function, 2)
-    assert peak("forward", 12) > 3 * peak("forward", 2)  # what layers keep is most of it, if kept
+    assert peak("forward", 12) > 3 * peak("forward", 2)  # most of it is what layers save
 
 
 def test_layout_puts_matrices_first_and_aligns_every_view():

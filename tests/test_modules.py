@@ -1,4 +1,4 @@
-"""Modules of ours beside torch's own, with the same parameters."""
+"""Our modules beside torch's own, with the same parameters."""
 
 import copy
 
@@ -26,7 +26,7 @@ ENCODER = {
 
 
 def twins(ours, theirs, **options):
-    """Build a module of ours and one of torch's with the same parameters."""
+    """Build one of our modules and torch's own with the same parameters."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         first, second = ours(**options), theirs(**options)
@@ -47,7 +47,7 @@ def of_parameters(module, call):
 
 
 def as_far_as_the_module(ours, theirs, tensors, call):
-    """Compare two modules with the same parameters, those among what has gradients."""
+    """Compare two modules with the same parameters, including the parameters' gradients."""
     given = [*(p.detach() for p in ours.parameters()), *tensors]
     as_far_as_torch(of_parameters(ours, call), of_parameters(theirs, call), given)
 
@@ -83,7 +83,7 @@ def test_multi_head_attention_is_that_of_torch(options, kind, masked, padded, we
         "float": lambda: normal(M, N),
         "each head": lambda: barred(B * H, M, N),
     }[masked]()
-    if masked == "float" and padding is not None:  # torch wants both of one kind
+    if masked == "float" and padding is not None:  # torch wants both of the same kind
         padding = torch.zeros(padding.shape).masked_fill(padding, -10.0)
 
     def call(given):
@@ -108,7 +108,7 @@ def test_multi_head_attention_takes_a_causal_hint():
 
 
 def test_a_causal_hint_with_padding_leaves_the_mask_in_its_place():
-    """As torch has it, and a mask that is more than a diagonal has its gradient."""
+    """As in torch; a mask that is more than a diagonal gets its gradient."""
     ours, theirs = twins(
         MultiheadAttention, torch.nn.MultiheadAttention, embed_dim=6, num_heads=2, batch_first=True
     )
@@ -182,7 +182,7 @@ def test_an_encoder_that_packs_what_is_padded_takes_our_layers():
 
 
 class Twice(torch.nn.Linear):
-    """What stands where a linear layer stood."""
+    """A replacement for a linear layer."""
 
     def forward(self, x):
         return 2 * super().forward(x)
@@ -201,7 +201,7 @@ def without_parameters(layer):
 
 
 def pruned(layer):
-    """Change the weight, as an optimizer would, after it was pruned."""
+    """Change the weight after pruning, as an optimizer would."""
     prune.l1_unstructured(layer.linear2, "weight", 0.5)
     layer.linear2.weight_orig.data += 1.0
 
@@ -324,7 +324,7 @@ def test_a_decoders_layer_is_that_of_torch(norm_first, causal):
     as_far_as_the_module(ours, theirs, [normal(2, 4, 6), normal(2, 5, 6)], call)
 
 
-OWN = torch.finfo(torch.float32).eps  # what torch takes in float32 where eps is None
+OWN = torch.finfo(torch.float32).eps  # torch's default in float32 if eps is None
 
 
 @pytest.mark.parametrize("shape", [6, (5, 6)])
@@ -335,7 +335,7 @@ def test_an_rms_norm_is_that_of_torch(shape, eps, affine):
     ours, theirs = RMSNorm(eps=eps, **how), torch.nn.RMSNorm(eps=eps or OWN, **how)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert repr(ours) == repr(torch.nn.RMSNorm(eps=eps, **how))
-    small = 1e-4 * normal(2, 5, 6)  # where the squares are as large as its own eps
+    small = 1e-4 * normal(2, 5, 6)  # where squares are as large as its own eps
 
     def of(module):
         def function(x, *weights):

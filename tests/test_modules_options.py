@@ -1,4 +1,4 @@
-"""Modules of ours: hints beside own keys and weights, dropout, eps, narrow weights, hooks."""
+"""Our modules: hints beside their own keys and weights, dropout, eps, narrow weights, hooks."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_a_causal_hint_where_weights_are_asked_for_leaves_the_mask_in_its_place(
 
 @pytest.mark.parametrize("own", ["add_bias_kv", "add_zero_attn"])
 def test_a_causal_hint_bars_no_query_from_keys_of_the_modules_own(own):
-    """Where torch looks at the hint alone, it counts them as the last keys."""
+    """Where torch looks only at the hint, it counts them as the last keys."""
     module, x = MultiheadAttention(6, 2, batch_first=True, **{own: True}), normal(2, 5, 6)
     how = {"attn_mask": CAUSAL, "need_weights": False}
     hinted, plain = (module(x, x, x, is_causal=c, **how)[0] for c in (True, False))
@@ -52,7 +52,7 @@ def test_a_layer_has_the_eps_that_it_is_given(norm_first):
 
 @pytest.mark.parametrize("register", ["full_backward_hook", "full_backward_pre_hook"])
 def test_a_hook_of_a_parts_gradient_is_called(register):
-    """What is fused calls none: a part that has one is called as it is."""
+    """A fused path calls no hooks, so a part that has one is called itself."""
     layer = TransformerEncoderLayer(6, 2, 9, batch_first=True)
     for name in ("norm1", "linear1", "linear2", "dropout1", "dropout2"):
         part, told = getattr(layer, name), []
@@ -63,7 +63,7 @@ def test_a_hook_of_a_parts_gradient_is_called(register):
 
 
 def test_weights_of_narrow_heads_are_made_in_float32():
-    """Scores past the largest float16, and under autocast, which would round them."""
+    """With scores past the largest float16, and under autocast, which would round them."""
     q, k = torch.full((1, 1, 2, 4), 300.0), torch.full((1, 1, 3, 4), 300.0)
     k[..., 1, :] -= 2  # a score of 178800 beside 180000
     mask = torch.tensor([[True, True, False], [False, False, False]])
@@ -99,7 +99,7 @@ def test_an_attention_of_others_is_called_as_it_is(norm_first):
 def test_inputs_are_one_where_they_are_one_tensor_and_not_where_two_of_them_are(
     monkeypatch, batch_first
 ):
-    """All three make one product, and the output another."""
+    """If all three are one tensor they take one product, and the output another."""
     options = {**ENCODER[MultiheadAttention], "batch_first": batch_first}
     layers = twins(MultiheadAttention, torch.nn.MultiheadAttention, **options)
     found, expected = (layer.double() for layer in layers)

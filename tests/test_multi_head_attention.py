@@ -23,7 +23,7 @@ def leaf(x):
 
 
 def torch_mask(case, x, bias):
-    """Return what torch adds to the scores, (B·H, M, N): the bias, −∞ where none may attend."""
+    """Return what torch adds to the scores, (B·H, M, N): the bias, or −∞ where masked."""
     pairs = (case.batch, case.heads, case.seqlen_q, case.keys)
     live = np.broadcast_to(True if x.mask is None else x.mask, pairs)
     if case.causal:
@@ -36,7 +36,7 @@ def torch_mask(case, x, bias):
 
 
 def repeated_rows(case):
-    """Return which rows of the projection every head has: those of its keys and values again."""
+    """Return each head's rows of the projection, repeating those of shared keys and values."""
     E, width = case.features, case.features // case.groups
     shared = np.arange(width).reshape(-1, case.head_dim).repeat(case.groups, axis=0).ravel()
     return np.concatenate((np.arange(E), E + shared, E + width + shared))
@@ -46,9 +46,9 @@ def repeated_rows(case):
 def test_reference_is_torch(case):
     """Torch's own multi-head attention in float64: no further off than float64's own bound.
 
-    Torch has NaN where a query has no key, so the first key is left to everyone. It knows neither
-    rotary positions nor our dropout masks, of what is done to scores a bias alone, and heads that
-    share keys are given them again.
+    Torch has NaN where a query has no key, so all queries see the first. It has neither rotary
+    positions nor our dropout masks, and of what is done to scores only a bias; keys that heads
+    share are repeated for it.
     """
     case = dataclasses.replace(
         case,
@@ -165,7 +165,7 @@ def test_gradients_are_slopes(how):
 
 
 def test_one_head_and_one_key_is_two_projections():
-    """A query with one key attends to it alone: out = (x·W_vᵀ + b_v)·W_outᵀ + b_out, by integers.
+    """A query with one key attends only to it: out = (x·W_vᵀ + b_v)·W_outᵀ + b_out, in integers.
 
     Small integers, so that float64 is exact and there is nothing to round.
     """
@@ -179,7 +179,7 @@ def test_one_head_and_one_key_is_two_projections():
 
 @pytest.mark.parametrize("seqlen_k", [None, 7])
 def test_as_many_heads_of_keys_as_of_queries_are_the_same_bits(triton, seqlen_k):
-    """`num_kv_heads` of None is `num_heads`."""
+    """`num_kv_heads` of None means `num_heads`."""
     x = contract.inputs(contract.Case(seqlen_q=5, seqlen_k=seqlen_k, heads=3, head_dim=4))
     placed = [triton.asarray(a, "float32") for a in x[:5]]
     context = None if x.context is None else triton.asarray(x.context, "float32")
@@ -236,7 +236,7 @@ def test_nothing_receives_gradients_of_weights_that_nobody_reads(reference, trit
 def test_heads_are_views(triton, seqlen_k, groups):
     """The kernels read q, k and v in the packed projection and lay the heads side by side.
 
-    Of keys that heads share there is one head.
+    Keys that heads share are one head.
     """
     case = contract.Case(seqlen_q=5, seqlen_k=seqlen_k, heads=4, groups=groups, head_dim=4)
     x = contract.inputs(case)
@@ -255,7 +255,7 @@ def test_heads_are_views(triton, seqlen_k, groups):
 
 @pytest.mark.parametrize("case", contract.EVERYTHING, ids=str)
 def test_all_that_attention_takes_goes_between_projections(side, case):
-    """It is projection, attention with the same arguments, projection."""
+    """It equals projection, attention with the same arguments, projection."""
     taken, mine = (
         inspect.signature(x.forward).parameters for x in (side.attention, side.multi_head_attention)
     )
@@ -282,7 +282,7 @@ def test_all_that_attention_takes_goes_between_projections(side, case):
 
 
 def ones(*shape):
-    """Of a dtype that kernels take: what attention refuses comes after the first projection."""
+    """Return ones in a dtype that kernels take: attention refuses after the first projection."""
     return np.ones(shape, np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Mutants: that contracts see them, the catalogue of faults, and the list of the others."""
+"""Mutants: contracts catch them; the catalogue of faults, and the list of equivalents."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ TOP = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def trials(reference, triton):
-    """One small case on each side; a GPU's does not outlive a fork."""
+    """Return one small case on each side; a GPU's does not survive a fork."""
     contract = report.contract("rotary")
     small = dataclasses.replace(contract.pinned[0], batch=1, heads=1, length=3)
     few = dataclasses.replace(contract, pinned=[small])

@@ -1,4 +1,4 @@
-"""Mutants: what the small faults are."""
+"""Mutants: which small faults are planted."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def launch(x):
 
 
 def changes(what):
-    """Return the lines that the mutants of KERNEL which are called `what` have instead."""
+    """Return the changed lines of KERNEL's mutants of the kind `what`."""
     before, found = KERNEL.splitlines(), []
     for mutant in mutation.mutants(KERNEL, "kernels/x.py", mutation.jitted):
         if mutant.what == what:

@@ -1,4 +1,4 @@
-"""The property that a NaN is seen: it sees one that is lost, and one that spreads."""
+"""The property that NaN propagates: it catches a NaN that is lost, and one that spreads."""
 
 import dataclasses
 from typing import NamedTuple

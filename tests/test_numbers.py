@@ -1,4 +1,4 @@
-"""Numbers of NumPy are numbers on both sides; what is no number is refused by its name."""
+"""NumPy scalars are numbers on both sides; what is no number is refused by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twofold.core.ops import Side
 
 
 class Call(NamedTuple):
-    """A function of an operator, the arrays it is given, and numbers that it takes exactly."""
+    """An operator's function, its arrays, and numbers that it takes exactly."""
 
     operator: str
     function: str
@@ -86,7 +86,7 @@ EACH = [(call, name) for call in CALLS for name in call.numbers]
 
 
 def given(side: Side, call: Call) -> dict[str, Any]:
-    """Return a call's arrays on a side, which may be written to."""
+    """Return writable copies of a call's arrays on a side."""
     return {
         name: side.asarray(x.copy()) if isinstance(x, np.ndarray) else x
         for name, x in call.arrays.items()
@@ -94,14 +94,14 @@ def given(side: Side, call: Call) -> dict[str, Any]:
 
 
 def results(side: Side, call: Call, numbers: dict[str, Any]) -> list[Any]:
-    """Call, and return what it returns first and what it may have changed."""
+    """Call, and return the first result and what the call may have changed."""
     arrays = given(side, call)
     found = getattr(getattr(side, call.operator), call.function)(**arrays, **numbers)
     return [side.to_numpy(x) for x in (*within(found), *within(tuple(arrays.values())))]
 
 
 def within(x: Any) -> Iterator[Any]:
-    """Yield the arrays of what was returned, those of a cache too."""
+    """Yield the arrays in a result, including those of a cache."""
     if isinstance(x, tuple):
         for y in x:
             yield from within(y)
@@ -110,7 +110,7 @@ def within(x: Any) -> Iterator[Any]:
 
 
 def of_numpy(x: Any, floating: Any) -> Any:
-    """Return a number, or each of a pair, as one of NumPy's."""
+    """Return a number, or each of a pair, as a NumPy scalar."""
     if isinstance(x, tuple):
         return tuple(of_numpy(y, floating) for y in x)
     return x if x is None else floating(x) if isinstance(x, float) else np.int64(x)
@@ -119,7 +119,7 @@ def of_numpy(x: Any, floating: Any) -> Any:
 @pytest.mark.parametrize("call", CALLS, ids=lambda c: f"{c.operator}.{c.function} {[*c.numbers]}")
 @pytest.mark.parametrize("floating", [np.float16, np.float32, np.float64])
 def test_numbers_of_numpy_are_numbers(side: Side, floating: Any, call: Call) -> None:
-    """Which decide on no dtype, neither of what is returned nor of what is kept."""
+    """They decide no dtype, neither of results nor of what is saved."""
     ours = results(side, call, call.numbers)
     theirs = results(side, call, {n: of_numpy(x, floating) for n, x in call.numbers.items()})
     for a, b in zip(ours, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""The script that runs everything on a GPU, with stubs for all that it calls."""
+"""The script that runs everything on a GPU, with stubs for everything it calls."""
 
 import os
 import re
@@ -32,7 +32,7 @@ exec "$@"
 
 @pytest.fixture
 def press(tmp_path):
-    """Run the script with stubs; return how it went, and whom it called with what."""
+    """Run the script with stubs; return its outcome, and what it called with which arguments."""
     stubs = tmp_path / "bin"
     stubs.mkdir()
 
@@ -55,7 +55,7 @@ def press(tmp_path):
 
 
 def listed(press):
-    """Return the limits of parts, by group."""
+    """Return the parts' time limits, by group."""
     found = {}
     for line in press("--list")[0].stdout.splitlines():
         name, limit = line.split()
@@ -75,7 +75,7 @@ def test_every_part_has_a_limit_and_every_group_is_one_call(press):
 
 
 def test_all_is_run_with_its_limit(press, tmp_path):
-    """And what never ran on a GPU by itself, behind the tests."""
+    """And what never ran on a GPU runs by itself, after the tests."""
     groups = listed(press)
     done, calls = press(
         tmp_path / "out", stubbed=("python3", "nvidia-smi", "compute-sanitizer", "timeout")
@@ -101,7 +101,7 @@ def test_scripts_are_there_and_have_the_options(press, tmp_path):
 
 
 def test_who_fails_or_hangs_takes_nothing_with_it(press, tmp_path):
-    """What is done is in the archive; what there was no time for is named."""
+    """Finished parts are in the archive; those without time left are named."""
     out = tmp_path / "out"
     done, _ = press(
         out, "machine", "verify", "train_step", "lockstep",
@@ -122,7 +122,7 @@ def test_who_fails_or_hangs_takes_nothing_with_it(press, tmp_path):
 
 
 def test_a_part_that_is_killed_leaves_what_was_done(press, tmp_path):
-    """The archive is written after every part, not in the end."""
+    """The archive is written after every part, not only at the end."""
     out = tmp_path / "out"
     with pytest.raises(subprocess.TimeoutExpired):
         environment = {**os.environ, "CALLS": os.devnull}

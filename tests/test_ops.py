@@ -9,16 +9,16 @@ from outside import by_triton_s_interpreter, python
 from twofold.core import ops
 from twofold.core.verify.foreign import operators
 
-# What a side of kernels takes beside the arguments of both: how to compute.
+# What kernels take besides the common arguments: how to compute.
 OWN = {"tile", "dk_dv_tile", "dq_tile", "split", "allow_tf32", "numbers", "go"}
-# Tables of positions are by default of the dtype that a side's operators compute with.
+# By default, tables of positions have the dtype that a side's operators compute in.
 BY_SIDE = {("sinusoidal", "dtype"), ("tables", "dtype")}
-# What is a function of the host in one, and of the device in the other: part of something greater.
+# Functions of the host on one side and of the device on the other, where they are fused.
 DEVICE = {("activation", "activate"), ("activation", "activate_grad")}
 
 
 def functions(module):
-    """Return what a side offers: public functions of a module that are not its checks."""
+    """Return a side's public functions in a module, without its checks."""
     return {
         name: f
         for name, f in vars(module).items()
@@ -29,7 +29,7 @@ def functions(module):
 
 
 def own_kernel(f, module):
-    """Return whether this is a function of the device, written in this module."""
+    """Return whether this is a device function written in this module."""
     return getattr(getattr(f, "fn", None), "__module__", "") == module.__name__
 
 

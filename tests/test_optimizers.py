@@ -42,8 +42,8 @@ def test_reference_is_torch(optimizer, weight_decay, clip):
     """Five steps in float64: torch is no further off than float64's own bound.
 
     Torch clips by T/(‖g‖ + 1e-6) and we by max_norm/‖g‖, which is the same number, and below 1 for
-    the same norms, if T = max_norm·(‖g‖ + 1e-6)/‖g‖. The elements that do not decay are a parameter
-    of their own.
+    the same norms, if T = max_norm·(‖g‖ + 1e-6)/‖g‖. Elements that do not decay are a separate
+    parameter.
     """
     case = domain.Case(
         dtype="float64",
@@ -105,8 +105,8 @@ def test_adam_is_the_formula_at_high_precision():
 def test_the_norm_is_not_a_running_sum(reference, triton):
     """Two million equal numbers: a running float32 sum of squares would be off by 2%.
 
-    On neither side is a number in more than 2¹⁴ float32 additions: those of a block and of the
-    float64 sum of blocks there, those of a share and of the sum of shares here.
+    On neither side does a number take part in more than 2¹⁴ float32 additions: NumPy sums blocks
+    and adds these in float64, the kernels sum shares and then add the shares.
     """
     x, on = np.full(2_000_000, 0.1, np.float32), rounding.machine("float32")
     square = rounding.exact(np.float64(x[0]) ** 2 * x.size, on)
@@ -119,7 +119,7 @@ def test_the_norm_is_not_a_running_sum(reference, triton):
 
 @pytest.mark.parametrize("numel", [1, 1023, 1024, 1025, 1024 * 1024 + 1, 2_097_169])
 def test_the_norm_reads_every_element_once(triton, numel):
-    """Ones, whose number a float32 holds: every partial sum is exact, the root is rounded."""
+    """With ones, as many as float32 can count, every partial sum is exact; only the root rounds."""
     norm = triton.to_numpy(triton.optimizers.global_norm(triton.asarray(np.ones(numel), "float32")))
     on = rounding.machine("float32")
     bound = rounding.sqrt(rounding.exact(np.float64(numel), on))
@@ -143,7 +143,7 @@ def test_the_norm_stays_on_the_device(triton):
 @pytest.mark.parametrize("optimizer", domain.STATE)
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_a_step_whose_numbers_are_read_from_memory_has_the_same_bits(triton, optimizer, clip):
-    """Whatever step and rate are given beside them; and without leave to go nothing changes."""
+    """Whatever step and rate are given beside them; and if told not to go, nothing changes."""
     how = dict(numel=1031, first_step=7, weight_decay=0.1, decaying=0.6, clip=clip)
     case = domain.Case(optimizer=optimizer, **how)
     given = domain.inputs(case)

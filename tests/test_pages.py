@@ -1,4 +1,4 @@
-"""What pages say in figures and code is that of the results and the sources."""
+"""The figures and code on the pages are those of the results and the sources."""
 
 import argparse
 import json
@@ -41,7 +41,7 @@ def test_kernels_of_a_step_are_told_where_they_were_profiled(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import gpu_tables
 
-    taken = {"adam_kernel": [1.0, 1.0], "gemm_kernel": [3.0, 72.0]}  # as a sorted file has them
+    taken = {"adam_kernel": [1.0, 1.0], "gemm_kernel": [3.0, 72.0]}  # as in a sorted file
     lines = gpu_tables.of_kernels({"kernels": {"a race": {gpu_tables.OURS: taken}}})
     assert lines[0].startswith("| a race") and lines[-1] == ""
     assert lines[2:4] == [
@@ -80,7 +80,7 @@ def test_a_profile_that_fails_costs_no_times(monkeypatch):
 
 @pytest.fixture
 def steps(monkeypatch, tmp_path):
-    """Races of steps that are made and taken at once; what was made and raced, in order."""
+    """Race steps that are made and taken instantly; record what was made and raced, in order."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import gpu_steps
 

@@ -1,4 +1,4 @@
-"""Pages are written of any result that a GPU may bring: partial, wrong, new, of another machine."""
+"""Pages can be written from any result of a GPU: partial, wrong, new, of another machine."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ LINEAR, SOFTMAX = "R=16384 C=768 F=3072 gelu", "R=8192 C=4096"
 
 
 class Pages:
-    """The scripts, which find their results in a folder that a test may change."""
+    """The scripts, with their results in a folder that a test may change."""
 
     def __init__(self, folder, monkeypatch):
         self.gpu = folder / "gpu"
@@ -32,7 +32,7 @@ class Pages:
             setattr(self, name, module)
 
     def change(self, kind, how, named=None):
-        """Change the result of the GPU of a kind; it stays as it was if another is named."""
+        """Change the GPU's result of a kind, or write the changed one under another name."""
         (path,) = self.gpu.glob(f"{kind}-NVIDIA-H200-2026-11-27.json")
         found = json.loads(path.read_text())
         how(found)
@@ -73,7 +73,7 @@ def made(tmp_path, monkeypatch):
 
 
 def row(page, start):
-    """Return the cells of the one line of a page that begins so, and is of a GPU's table."""
+    """Return the cells of the only line that begins like this in a GPU's table on a page."""
     (found,) = (line for line in page.splitlines() if line.startswith(f"| {start} |"))
     return [cell.strip() for cell in found.strip("|").split("|")][start.count("|") + 1 :]
 

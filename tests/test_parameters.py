@@ -1,4 +1,4 @@
-"""What parameters begin with."""
+"""Initial values of parameters."""
 
 import math
 
@@ -19,7 +19,7 @@ SHAPES = {
 
 
 def test_first_values_have_the_spread_that_is_said():
-    """Within six deviations of what so many draws have."""
+    """Within six standard deviations for that many draws."""
     layout = Layout(SHAPES)
     flat = layout.initial(3)
     views = layout.views(flat)
@@ -51,7 +51,7 @@ def test_first_values_are_drawn_from_the_seed_in_a_stream_of_their_own():
 
 @pytest.mark.parametrize("extent", [(1,), (-1,), (0, 1)])
 def test_a_buffer_of_another_size_is_refused(extent):
-    """A longer one, too: it is of another model."""
+    """A longer one, too: it belongs to another model."""
     layout = Layout(SHAPES)
     shape = layout.numel + extent[0], *extent[1:]
     with pytest.raises(ValueError, match="^flat.shape is .*; it must be"):

@@ -1,4 +1,4 @@
-"""The table of peers, its command, and the reproductions of what it found."""
+"""The table of peers, its command, and the reproductions of its findings."""
 
 import importlib.util
 import json

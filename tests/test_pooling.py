@@ -40,7 +40,7 @@ def test_reference_is_torch(case):
 
 @pytest.mark.parametrize("kind", pooling.KINDS)
 def test_gradient_is_the_slope(kind):
-    """Where maxima are 1/2 ahead, so that no step changes who attains them."""
+    """With maxima ahead by 1/2, so that no step changes which element attains them."""
     rng = np.random.default_rng(0)
     x = rng.permuted(np.arange(3 * 7 * 5).reshape(3, 7, 5) / 2, axis=1)
     lengths = np.array([1, 4, 7])
@@ -62,7 +62,7 @@ def test_the_first_position_that_attains_a_maximum_gets_its_gradient(reference, 
     x[20:24] = -np.inf
     lengths = rng.integers(1, 151, 40)
     first = np.array([row[:n].argmax(0) for row, n in zip(x, lengths, strict=True)])
-    x[np.arange(150) >= lengths[:, None]] = 5.0  # padding is larger than what counts
+    x[np.arange(150) >= lengths[:, None]] = 5.0  # padding is larger than the tokens
     for side in (reference, triton):
         out, cache = side.pooling.forward(side.asarray(x), side.asarray(lengths), kind)
         dout = np.zeros(out.shape, "float32")

@@ -62,7 +62,7 @@ def test_gradients_are_slopes(positions):
 
 @pytest.mark.parametrize("d_model", [1, 7, 64])
 def test_sinusoids_are_the_formula_at_high_precision(side, d_model):
-    """In float32, up to a million: one rounding, and what float64 does not know of the angle."""
+    """In float32, up to position 10⁶: one rounding, and the angle's error in float64."""
     case = contract.Case(length=3, columns=d_model, first=10**6 - 2)
     positions = contract.sinusoid_positions(case)
     with mpmath.workdps(40):

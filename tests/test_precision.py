@@ -1,4 +1,4 @@
-"""Training in bfloat16 between float32 parameters: what is rounded when, and what never is."""
+"""Training in bfloat16 with float32 parameters: what is rounded when, and what never is."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ HALF = Recipe(precision="bfloat16", lr=1e-2, average=0.9, seed=5)
 
 
 def batch(config, examples=5, graded=False):
-    """Inputs and targets."""
+    """Return inputs and targets."""
     rng = np.random.default_rng(2)
     lengths = rng.integers(1, config.max_length + 1, examples)
     if config.input == "patches":
@@ -44,7 +44,7 @@ def batch(config, examples=5, graded=False):
 
 
 def trained(side, config, recipe, steps, **how):
-    """A trainer that has taken some steps on one batch, and its losses."""
+    """Return a trainer after some steps on one batch, and its losses."""
     trainer, losses = Trainer(Classifier(config, side, seed=1), recipe), []
     for step in range(1, steps + 1):
         trainer.step(*batch(config, **how), step, recipe.lr)
@@ -58,7 +58,7 @@ def bits(trainer):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_step_is_one_of_rounded_parameters_that_float32_ones_take(triton, name):
-    """Bit for bit what is written out here."""
+    """Bit for bit the step that is written out here."""
     config, steps, graded = CONFIGS[name], 2, name == "tokens"
     inputs, targets = batch(config, graded=graded)
     trainer, losses = trained(triton, config, HALF, steps, graded=graded)
@@ -135,7 +135,7 @@ def test_what_is_frozen_is_rounded_once(triton):
 
 
 def test_the_loss_falls_as_in_float32(triton):
-    """Without dropout, on one batch again and again; rounding takes nothing like a step's gain."""
+    """Without dropout, on one batch repeatedly; rounding costs far less than a step gains."""
     config = dataclasses.replace(
         CONFIGS["tokens"], dropout=0.0, attention_dropout=0.0, embedding_dropout=0.0
     )

@@ -1,4 +1,4 @@
-"""A pretrained model as a program uses it: asked by threads and forks, saved beside other files."""
+"""A pretrained model as a program uses it: from threads and forks, saved beside other files."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def test_nothing_else_in_a_folder_is_touched(small, tmp_path, monkeypatch):
     assert file.read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["file", "mine"]
     (mine / "thesis.txt").unlink()
     (tmp_path / "link").symlink_to(mine)
-    for _ in range(2):  # the second takes the place of the first
+    for _ in range(2):  # the second replaces the first
         saved(bert, tmp_path / "link")
         assert pretrained.load(mine).labels == bert.labels
     assert (tmp_path / "link").is_symlink()
@@ -78,7 +78,7 @@ def test_what_is_no_list_is_refused(small):
 
 
 def test_arguments_are_refused_where_they_are_given(small, tmp_path):
-    """And not after the work, or where the folder is read."""
+    """And not after the work, or when the folder is read."""
     with pytest.raises(ValueError, match="^labels is .'a', 'a'.; it must be 2 names, no two alike"):
         pretrained.load(small, labels=("a", "a"))
     with pytest.raises(TypeError, match=r"^labels\[1\] is a int; it must be a str"):
@@ -124,7 +124,7 @@ def test_a_model_that_has_no_numbers_does_not_answer(small):
 
 
 def test_who_asks_for_answers_keeps_nothing_for_a_way_back(small, monkeypatch):
-    """Of the product with an activation that would be the activation's input."""
+    """For a product with an activation, that would be the activation's input."""
     bert, text = pretrained.load(small), ["a film"]
     for ask in (bert.predict, bert.embed):
         kept = kept_by(monkeypatch, "linear")
@@ -174,7 +174,7 @@ def test_a_model_in_bfloat16_answers_in_numbers_of_numpy(triton, small):
 
 
 def test_threads_wait_their_turn(small):
-    """As where a GPU replays graphs: every thread's batches lie in the same buffers."""
+    """As if a GPU replayed graphs: all threads' batches lie in the same buffers."""
 
     def slowly(function):
         def run():
@@ -203,7 +203,7 @@ def test_threads_wait_their_turn(small):
 
 @pytest.mark.parametrize("items", [1, 2])
 def test_what_is_not_finite_is_seen_in_the_result_and_not_warned_of(items):
-    """However many batches there are: a text alone is a batch alone."""
+    """However many batches there are: a single text is a batch of its own."""
     found = threads.parallel(lambda x: np.float32(3e38) * x, [np.float32(10)] * items)
     assert found == [np.inf] * items
 

@@ -1,4 +1,4 @@
-"""The pytest plugin, as a project of its own would use it: each test is a pytest run."""
+"""The pytest plugin, as another project would use it: each test is a pytest run."""
 
 import importlib.metadata
 import os
@@ -34,7 +34,7 @@ def call(n):
 """
 
 
-# What the README's tests are of, and how little of the contract is enough here.
+# What the README's tests judge, and how little of the contract is enough here.
 MINE = """
 import functools
 
@@ -61,9 +61,9 @@ def hold_to_contract(hold_to_contract):
 
 @pytest.fixture
 def run(tmp_path):
-    """Run pytest on files, without what this run has set; return counts of outcomes and the words.
+    """Run pytest on files, without this run's settings; return counts of outcomes and the output.
 
-    Where the package is installed the plugin is loaded anyhow, elsewhere from PYTHONPATH.
+    If the package is installed, the plugin is loaded anyway, else from PYTHONPATH.
     """
 
     def run(*options, **files):
@@ -166,7 +166,7 @@ def test_a_function_is_held_to_a_contract(run):
 
 
 def test_loading_it_imports_nothing(run, monkeypatch):
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # others import what they like
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # other plugins import what they like
     counts, said = run(
         "-p",
         PLUGIN,
@@ -180,7 +180,7 @@ def test_loading_it_imports_nothing(run, monkeypatch):
 
 
 def test_nothing_is_judged_without_asserts(run, monkeypatch):
-    """Properties are made of them."""
+    """Properties consist of asserts."""
     monkeypatch.setenv("PYTHONOPTIMIZE", "1")
     words = "python's assert is turned off, by -O or PYTHONOPTIMIZE; it must be on where"
     for command in (["verify", "softmax"], ["verify", "--help"]):

@@ -1,6 +1,6 @@
 """The README's programs run.
 
-That of BERT runs in `test_finetune`, that of pytest in `test_pytest_plugin`.
+The BERT program runs in `test_finetune`, the pytest one in `test_pytest_plugin`.
 """
 
 from pathlib import Path
@@ -12,12 +12,12 @@ import transformers
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-# What each program is known by.
+# A text by which each program is found.
 PROGRAMS = ("pretrained.load", "ops.attention", "modules.TransformerEncoderLayer", "strict_triton")
 
 
 def program(mark):
-    """Return the one program of the README that has these words."""
+    """Return the only program of the README that contains this text."""
     blocks = (block.split("```")[0] for block in README.split("```python\n")[1:])
     (found,) = (block for block in blocks if mark in block)
     return found
@@ -29,7 +29,7 @@ def test_there_is_no_program_that_no_test_runs():
 
 @pytest.mark.parametrize("side", ["reference", "triton"])
 def test_the_operators_run(side, triton):
-    """On either side, as its comment has it."""
+    """On either side, as its comment says."""
     written = program("ops.attention").replace('load("reference")', f'load("{side}")')
     drawn = np.random.default_rng(0).random((4, 1, 2, 5, 8), np.float32)
     names = dict(zip(("q", "k", "v", "dout"), drawn, strict=True))
@@ -42,7 +42,7 @@ def test_the_operators_run(side, triton):
 
 
 def test_the_adapters_run(monkeypatch):
-    """The model, for whose weights there is no network, is drawn."""
+    """The model has random weights, as there is no network to fetch any."""
 
     auto = transformers.AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""What no operator takes: float64 for a kernel, and gradients that are not of its outputs."""
+"""What no operator takes: float64 in a kernel, and gradients that do not match its outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twofold.reference.activation import KINDS
 
 ANGLES = np.zeros((3, 2))
 
-# Operator, floating arguments, the rest, and gradients that are not of the output's shape.
+# Operator, floating arguments, the rest, and gradients of other shapes than the output's.
 CALLS = {
     "activation": ((np.ones((2, 4)),), (), (np.ones((1, 4)),)),
     "gated_activation": ((np.ones((2, 4)), np.ones((2, 4))), (), (np.ones((1, 4)),)),
@@ -36,7 +36,7 @@ CALLS = {
 
 
 def arguments(side: Side, operator: str, dtype: str) -> list[Any]:
-    """Return the operator's arguments in order, those that are floating in this dtype."""
+    """Return the operator's arguments in order, the floating ones in this dtype."""
     floating, rest, _ = CALLS[operator]
     given = [side.asarray(x, dtype) for x in floating]
     others = [side.asarray(x, "int64") if isinstance(x, np.ndarray) else x for x in rest]
@@ -141,7 +141,7 @@ def test_what_several_programs_would_write_at_once_is_refused(triton: Side) -> N
     one = x[:, :, :1]
     _, cache = triton.attention.forward(one, one, one)
     into = [one.new_empty(8).as_strided((1, 2, 1, 4), (0, 4, 0, 1)) for _ in range(3)]
-    triton.attention.backward(one, cache, into=into)  # where there is one element there is one
+    triton.attention.backward(one, cache, into=into)  # with one element there is only one
 
 
 @pytest.mark.parametrize("operator", CALLS)
@@ -175,7 +175,7 @@ def test_no_argument_at_all_is_refused_by_name(side: Side, operator: str) -> Non
     for i in range(arrays):
         without = [None if i == j else x for j, x in enumerate(given)]
         if operator == "positional_encoding" and i == 2:
-            continue  # sinusoids stand in for it
+            continue  # sinusoids stand in for the table
         with pytest.raises(TypeError, match=r"^\w+ is a NoneType; it must be "):
             getattr(side, operator).forward(*without)
 

@@ -1,4 +1,4 @@
-"""Scripts that need a GPU run on what Python takes for one; pages read what they write."""
+"""Scripts that need a GPU run on what Python takes for one, and pages read their results."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from rehearsed import CALLS, ROOT
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory):
-    """The folder of results, each of a script that ended well."""
+    """Return the folder of results, one from each script, all of which succeeded."""
     folder = tmp_path_factory.mktemp("rehearsed")
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / "rehearsed.py", folder],
@@ -22,7 +22,7 @@ def rehearsed(tmp_path_factory):
 
 
 def left_out(found):
-    """Yield what a result says of who was not timed, wherever it says so."""
+    """Yield what a result says, anywhere, about contenders that were not timed."""
     for name, value in found.items() if isinstance(found, dict) else enumerate(found):
         if name in ("left_out", "reasons"):
             yield from value.values() if isinstance(value, dict) else ()

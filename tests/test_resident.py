@@ -1,6 +1,6 @@
-"""The step that a CUDA graph captures: what it asks of the host, and replayed.
+"""The step that a CUDA graph captures: its dealings with the host, and its replay.
 
-Where CUDA is, graphs are replayed; elsewhere what was launched is launched again.
+With CUDA, graphs are replayed; elsewhere, recorded launches are repeated.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def tensors(x):
 
 
 class NothingOfTheHost(TorchDispatchMode):
-    """Refuses what a tensor of the host takes part in: on the device `meta` all others are."""
+    """Refuses operations with tensors on the host: all others are on the device `meta`."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         found = function(*args, **(kwargs or {}))
@@ -66,7 +66,7 @@ def forbidding(function):
 
 
 def deviceless():
-    """The Triton side on a device that has shapes and no numbers: no kernel can be waited for."""
+    """Return the Triton side on a device that has shapes but no numbers to wait for."""
 
     def to_numpy(x):
         assert not captured_now, "a number is read by the host"
@@ -88,7 +88,7 @@ def nothing_is_launched(monkeypatch, triton):
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_captured_step_has_nothing_to_do_with_the_host(nothing_is_launched, name, recipe):
-    """It reads no number, which `meta` has none of, and gives none to the device."""
+    """It reads no number, since `meta` has none, and gives none to the device."""
     config = CONFIGS[name]
     trainer = Trainer(Classifier(config, deviceless()), RECIPES[recipe])
     for step in (1, 2):
@@ -114,10 +114,10 @@ def test_what_has_to_do_with_the_host_is_noticed(nothing_is_launched, fault):
 
 
 class Recorded(TorchDispatchMode):
-    """A function of no arguments, replayed from its third call on as a CUDA graph is.
+    """A function without arguments, replayed from its third call on like a CUDA graph.
 
-    What it launched then is launched again with the same arguments, tensors where they lay; so is
-    what torch did. New tensors lie where the recorded ones did.
+    Recorded launches are repeated with the same arguments and tensors in the same memory, and so
+    are torch's operations. New tensors take the memory of the recorded ones.
     """
 
     def __init__(self, function):
@@ -176,7 +176,7 @@ def replaying(side):
 
 
 def steps(side, config, recipe, count=5):
-    """What a trainer comes to on batches of one shape, that differ in everything else."""
+    """Return a trainer's results on batches of one shape that differ in everything else."""
     trainer, losses = Trainer(Classifier(config, side, seed=1), recipe), []
     inputs, targets = batch(config)
     longest = max(len(x) for x in inputs)
@@ -218,7 +218,7 @@ def test_a_step_that_diverged_changed_nothing_nor_did_one_after_it(triton, late)
     after = trainer.tensors()
     assert all(x.tobytes() == before[name].tobytes() for name, x in after.items())
     assert trainer.losses == [trainer.losses[0]] and np.isfinite(trainer.losses[0])
-    trainer.learn(good, 2, 1e-2)  # whoever goes on can
+    trainer.learn(good, 2, 1e-2)  # if the caller goes on, so can it
     assert trainer.tensors()["params"].tobytes() != before["params"].tobytes()
 
 
@@ -233,7 +233,7 @@ def test_a_part_that_diverged_is_forgotten_by_a_step_without_it(triton):
 
 
 class Written(TorchDispatchMode):
-    """Lists torch's operations that write to the memory of a tensor."""
+    """Lists torch's operations that write to a tensor's memory."""
 
     def __init__(self, x):
         super().__init__()
@@ -251,7 +251,7 @@ class Written(TorchDispatchMode):
 def test_kernels_write_gradients_where_the_optimizer_reads_them(
     nothing_is_launched, triton, name, precision
 ):
-    """What is left of the step without its kernels writes no gradient."""
+    """Apart from kernels, nothing in the step writes a gradient."""
     config, recipe = CONFIGS[name], Recipe(parts=1, precision=precision)
     trainer = Trainer(Classifier(config, triton, seed=1), recipe)
     with contextlib.suppress(Diverged), Written(trainer.grads[0]) as written:
@@ -288,7 +288,7 @@ def test_a_late_result_that_is_not_finite_is_never_kept(triton):
 def test_a_run_whose_losses_come_late_leaves_what_one_that_waits_does(
     triton, tmp_path, monkeypatch
 ):
-    """Parameters and every row of the metrics: a side that says it is a GPU's is read late."""
+    """The same parameters and metrics: a side that claims to be a GPU's is read late."""
     monkeypatch.setattr(loop, "ROW_STEPS", 3)
     results = []
     for device in ("cpu", "cuda"):
@@ -302,9 +302,9 @@ def test_a_run_whose_losses_come_late_leaves_what_one_that_waits_does(
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_replayed_predictions_are_those_of_the_batches_as_they_are(triton, monkeypatch, name):
-    """Bit for bit those of the padded batches, and near those of batches without padding.
+    """They are those of the padded batches bit for bit, and near those of unpadded batches.
 
-    Near is ten times what NumPy in float32 is from float64.
+    Near means within ten times NumPy's float32 distance from float64.
     """
     replaying_side, made, called = replaying(triton)
     config = dataclasses.replace(CONFIGS[name], max_length=40)
@@ -326,12 +326,12 @@ def test_replayed_predictions_are_those_of_the_batches_as_they_are(triton, monke
             off = np.abs(function(numpy, inputs) - truth).max()
             assert np.abs(found - truth).max() <= 10 * off
     assert max(r.calls for r in made) > 2  # some were replayed
-    flat *= 0.5  # a model goes on learning where it lies
+    flat *= 0.5  # a model learns on in the same memory
     assert inference.embed(replayed, inputs).tobytes() == inference.embed(padded, inputs).tobytes()
 
 
 def test_a_batch_does_not_overwrite_the_answers_of_the_one_before(triton, monkeypatch):
-    """Batches of one shape, one after the other, of which each is begun before the last is read."""
+    """Of successive batches of one shape, each begins before the previous one is read."""
     replaying_side, _, called = replaying(triton)
     config = CONFIGS["patches"]
     flat = Classifier(config, triton, seed=1).flat

@@ -1,4 +1,4 @@
-"""Results of the scripts: how they were asked for, and what lies beside what."""
+"""Results of the scripts: the options that they name, and how they are merged."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ ON = {"date": "2026-01-31", "cpu": "a CPU", "gpu": "a GPU", "torch": "2.11.0"}
 
 @pytest.fixture
 def harness(monkeypatch):
-    """What the scripts share; the others are imported beside it."""
+    """Import what the scripts share, so that they can be imported beside it."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     import harness
 
@@ -25,14 +25,14 @@ def harness(monkeypatch):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """Races said to be on a GPU are on the CPU."""
+    """Make races that are meant for a GPU run on the CPU."""
     race = timing.race
     monkeypatch.setattr(timing, "race", lambda calls, _, *rest: race(calls, "cpu", *rest))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
 
 def fails_at(nth, call):
-    """Return a call that fails at its n-th time."""
+    """Return a call that fails the n-th time."""
     made = []
 
     def called(*given):
@@ -54,7 +54,7 @@ def fails_at(nth, call):
     ],
 )
 def test_a_result_says_how_it_was_asked_for(harness, monkeypatch, given, said):
-    """But not in which file it was wanted."""
+    """But not which file it was to go to."""
     monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/bench_x.py", *given])
     assert harness.begun(1, "cpu")["command"] == said
 
@@ -69,7 +69,7 @@ def test_a_report_shows_the_command(harness, monkeypatch, tmp_path, capsys):
 
 
 def test_what_one_machine_measures_lies_in_one_result(harness, tmp_path):
-    """Midnight does not end it: the latest date is kept."""
+    """Midnight does not split it: the latest date is kept."""
     asked = argparse.Namespace(json=tmp_path / "found.json", save=False)
     first = {"ran_on": ON, "command": "one", "parts": {"1": {"races": [1]}}, "tiles": [1, 2]}
     later = {"ran_on": ON | {"date": "2026-02-01"}, "command": "two", "parts": {"2": {}}}
@@ -87,7 +87,7 @@ def test_what_one_machine_measures_lies_in_one_result(harness, tmp_path):
 
 
 def test_a_result_is_whole_or_as_it_was(harness, monkeypatch, tmp_path):
-    """Where a part is ended at its limit while it writes."""
+    """If a part is killed at its time limit while writing."""
     path = tmp_path / "found.json"
     harness.put(path, "before")
 
@@ -106,12 +106,12 @@ WRONG = "at this size 1 of 2 rows are not twofold's"
 
 
 def off(rows):
-    """Return rows of which the last is not as it was."""
+    """Return rows, the last of them changed."""
     return torch.cat([rows[:-1], 2 * rows[-1:]])
 
 
 def test_variants_of_attention_lose_who_fails_or_is_wrong(harness, on_cpu):
-    """Who is wrong is not timed; an output may stand with what is kept for backward."""
+    """A wrong one is not timed; an output may come with what is saved for backward."""
     import attention_variants
 
     calls = {
@@ -142,7 +142,7 @@ def test_tiles_that_fail_or_are_wrong_are_left_out(harness, on_cpu):
 
 
 def test_a_kernel_that_never_ran_is_raced_apart(harness, on_cpu):
-    """Not among those whose figures it may cost; who fails while timed costs nobody's."""
+    """Apart from those whose figures it might cost; one that fails while timed costs no other's."""
     import linear_variants
 
     whole = linear_variants.makers(True)

@@ -60,7 +60,7 @@ def test_forward_is_the_formula_at_high_precision(offset, eps):
 
 
 def test_gradients_are_orthogonal_to_the_stream():
-    """RMSNorm does not see the scale of a row, so no gradient points along the row."""
+    """RMSNorm ignores a row's scale, so no gradient points along the row."""
     case = contract.Case(dtype="float64", rows=7, columns=13, eps=1e-37, seed=1)
     given = contract.inputs(case)
     out, cache = rms_norm.forward(given.x, given.weight, eps=case.eps)
@@ -71,7 +71,7 @@ def test_gradients_are_orthogonal_to_the_stream():
 
 
 def test_it_is_layer_norm_where_the_mean_is_zero(reference):
-    """Rows and their negatives side by side: what is subtracted there is 0, whatever is summed."""
+    """With rows beside their negatives, the subtracted mean is 0 in any order of the sum."""
     rng = np.random.default_rng(0)
     half = rng.standard_normal((5, 8))
     x, weight = np.concatenate([half, -half], axis=1), rng.standard_normal(16)

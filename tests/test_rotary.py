@@ -63,7 +63,7 @@ def test_gradients_are_slopes(interleaved):
 
 @pytest.mark.parametrize("base", [10000.0, 500000.0, 0.5])
 def test_tables_are_the_formula_at_high_precision(side, base):
-    """In float32, up to a million: one rounding, and what float64 does not know of the angle."""
+    """In float32, up to position 10⁶: one rounding, and the angle's error in float64."""
     case = contract.Case(length=3, pairs=7, base=base, first=10**6 - 2)
     positions = case.first + np.arange(case.length)
     with mpmath.workdps(40):
@@ -90,7 +90,7 @@ def turned(side, case, given):
 
 
 def test_backward_writes_into_views_of_a_packed_gradient(triton):
-    """Even in place; what is not theirs stays as it was."""
+    """Even in place; the rest of the array stays as it was."""
     case = contract.Case(batch=2, heads=3, key_heads=2, length=37, head_dim=11, interleaved=True)
     given = contract.inputs(case)
     _, cache = turned(triton, case, given)

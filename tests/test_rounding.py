@@ -1,4 +1,4 @@
-"""Running error analysis: its rules on numbers whose roundings are known."""
+"""Running error analysis: its rules, on numbers with known roundings."""
 
 import ml_dtypes
 import numpy as np

@@ -1,4 +1,4 @@
-"""What may happen to a run: pictures that fail, files of others, processes that are lost."""
+"""What may happen to a run: plots that fail, foreign files, lost processes."""
 
 import json
 import math
@@ -118,7 +118,7 @@ def test_what_else_lies_among_checkpoints_stays_and_is_no_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_may_be_refused_more_than_once(tmp_path):
-    """Each time training begins anew and comes as far again."""
+    """Each time, training starts over and gets as far again."""
     path = tmp_path / "0-00000003"
     for content in (b"cut", b"short"):
         checkpoints.save(path, {"x": np.zeros(1)}, {"step": 3})
@@ -160,7 +160,7 @@ def test_an_evaluation_in_which_a_process_was_lost_is_caught_up(tmp_path, monkey
             train(run)
     found, _ = checkpoints.newest(run.checkpoints)
     epochs = {row["step"] for row in expected.rows if row["validation_accuracy"] is not None}
-    assert found.state["step"] in epochs  # that of the last step, not of one before
+    assert found.state["step"] in epochs  # that of the last step, not of an earlier one
     assert found.state["unjudged"] == (where == "accuracy")
     _, state = train(Run.open(run.folder))
     assert same_bits(parameters(whole), parameters(run))
@@ -191,12 +191,12 @@ def test_a_step_in_which_a_process_was_lost_is_not_counted(tmp_path, monkeypatch
 
 
 def test_the_second_fit_has_the_epochs_that_the_first_found_best(tmp_path):
-    """Whether or not it was broken off meanwhile; it is the model, and the metrics tell of it."""
+    """Whether or not it was interrupted; it makes the final model, and the metrics include it."""
     how = {"epochs": 9, "patience": 2, "lr": 3e-2, "warmup": 0.2, "checkpoint_steps": 3}
     whole, told = begin(tmp_path / "whole", toy(), **how), []
     _, state = train(whole, told.append)
     refit = [event for event in told if event.phase == "refit"]
-    assert 0 < state.best_epoch < 9  # or this shows nothing
+    assert 0 < state.best_epoch < 9  # else this shows nothing
     taken = {(event.phase, event.step) for event in told}
     assert state.done == len(taken) and told[-1].seconds_left == 0.0
     assert all(event.seconds_left > 0.0 for event in told[:-1])
@@ -225,7 +225,7 @@ def test_the_second_fit_has_the_epochs_that_the_first_found_best(tmp_path):
 
 
 def test_a_run_that_stops_early_is_kept_as_it_is_then(tmp_path):
-    """With the time that it took; who goes on with it takes no step again."""
+    """With the time that it took; resuming it repeats no step."""
     how = {"epochs": 40, "patience": 1, "refit": False, "lr": 3e-2, "checkpoint_steps": 1000}
     run = begin(tmp_path / "run", toy(), **how)
     _, state = train(run)

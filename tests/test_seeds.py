@@ -1,4 +1,4 @@
-"""Seeds that kernels read from memory: the bits of the number, wherever dropout is drawn."""
+"""Seeds read from memory give the bits of the same number, wherever dropout is drawn."""
 
 import dataclasses
 import importlib
@@ -79,7 +79,7 @@ OPERATORS = (
 
 @pytest.mark.parametrize("function", OPERATORS)
 def test_a_seed_in_memory_gives_the_bits_of_the_number(triton, function):
-    """Nor is it read before the kernels run, or kept: a new number there gives its own bits."""
+    """It is not read before the kernels run, nor kept: a new number there gives its own bits."""
     memory = triton.asarray(np.array(SEED))
     runs = {seed: function(triton, seed) for seed in (SEED, SEED + 1)}
     for seed, wanted in runs.items():
@@ -137,7 +137,7 @@ def test_a_seed_elsewhere_is_refused(triton):
 def test_every_place_of_a_model_has_a_seed_and_a_share_of_its_own(
     reference, monkeypatch, norm, embedding_norm
 ):
-    """Masks of one seed would be drawn alike; gradients are right all the same."""
+    """Masks with one seed would be the same, though gradients would still be right."""
     config = ClassifierConfig(
         input_size=9, num_classes=2, max_length=5, d_model=8, num_heads=2, num_layers=3, d_ff=12,
         dropout=0.1, attention_dropout=0.2, hidden_dropout=0.3, embedding_dropout=0.4,
@@ -158,6 +158,6 @@ def test_every_place_of_a_model_has_a_seed_and_a_share_of_its_own(
     seeds = dropout_seeds(7, 1, 0, config.sites)
     model = Classifier(config, reference)
     model.forward(np.ones((2, 5), np.int64), np.array([5, 3]), seeds)
-    # Embeddings, the pooled vector; weights, output, hidden features and output of every layer.
+    # Embeddings and the pooled vector; each layer's weights, output, hidden features and output.
     shares = [0.4, 0.5, *[0.2, 0.1, 0.3, 0.1] * config.num_layers]
     assert sorted(drawn) == sorted(zip(seeds, shares, strict=True))

@@ -1,4 +1,4 @@
-"""What a run was asked for: which data these are, and what of them is read."""
+"""A run's settings: which data it has, and what it reads of them."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ from twofold.core.training.settings import (
 
 
 def test_a_fingerprint_tells_examples_and_labels_of_both_parts_apart():
-    """And where one text ends and the next begins."""
+    """It also depends on where one text ends and the next begins."""
     y = np.array([0, 1])
     texts = Dataset("t", "text", ("a", "b"), ["ab", "c"], y, ["d", "ef"], y, None, "made")
     x = np.arange(8.0).reshape(2, 2, 2)
@@ -53,7 +53,7 @@ def test_the_short_form_is_drawn_evenly_and_keeps_what_belongs_together(graded):
 
 
 def test_a_run_reads_its_data_as_it_was_begun_with_them(tmp_path, monkeypatch):
-    """By its columns, short if it was, from where they were or from here."""
+    """With its columns, shortened if it was, from their old place or from here."""
     file = table(tmp_path / "data.csv")
     file.write_text(file.read_text().replace("text,label", "words,kind"))
     columns = {"text_column": "words", "label_column": "kind"}
@@ -76,7 +76,7 @@ def test_a_run_reads_its_data_as_it_was_begun_with_them(tmp_path, monkeypatch):
 
 
 def test_a_run_keeps_which_data_it_was_given_and_how(tmp_path, monkeypatch):
-    """As it is read again from anywhere."""
+    """So that they can be read again from anywhere."""
     file = table(tmp_path / "data.csv")
     file.write_text(file.read_text().replace("text,label", "words,kind"))
     monkeypatch.chdir(tmp_path)

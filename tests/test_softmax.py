@@ -83,9 +83,9 @@ def test_a_row_of_nothing_is_zero_and_has_no_gradient(reference, triton, tile):
 
 @pytest.mark.parametrize("tile", [0, -1])
 def test_any_strides_are_within_the_bound(triton, tile):
-    """Columns of a tensor, every second row, either transposed; written are contiguous rows.
+    """Columns of a tensor, every second row, either transposed; results are contiguous rows.
 
-    Compiled for other strides a row is added up in another order: the bits are not a copy's.
+    Compiled for other strides, a row is summed in another order: the bits differ from a copy's.
     """
     how = {"tile": triton.softmax.TILES[tile][1]}
     numbers = np.random.default_rng(0).standard_normal((6, 20)).astype(np.float32)

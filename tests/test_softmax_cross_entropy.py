@@ -47,7 +47,7 @@ def test_reference_is_torch(case):
 @pytest.mark.parametrize("reduction", softmax_cross_entropy.REDUCTIONS)
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_conventions_are_those_of_torch(reduction, probabilities):
-    """What smoothing, weights, ignored rows and the mean mean; the digits are tested above."""
+    """The meaning of smoothing, weights, ignored rows and the mean; accuracy is tested above."""
     case = contract.Case(
         dtype="float64", rows=9, classes=5, probabilities=probabilities, ignored=0.3, weight=True,
         label_smoothing=0.2, reduction=reduction, seed=4,
@@ -63,7 +63,7 @@ def test_conventions_are_those_of_torch(reduction, probabilities):
         ignore_index=contract.IGNORE_INDEX,
         reduction=reduction,
     )
-    # torch sums the smoothed part by itself, which doubles what rounds
+    # torch sums the smoothed part separately, which doubles the roundings
     bound = contract.truth(case)["loss"]
     bound = dataclasses.replace(bound, value=ours, error=2 * bound.error)
     assert compare("loss", theirs.numpy(), bound)[2] == ""
@@ -147,7 +147,7 @@ def test_where_no_row_counts_the_mean_is_0(reference, triton):
 
 
 def test_where_the_weights_of_all_targets_are_0_the_mean_is_0(reference, triton):
-    """Smoothing alone gives these rows a loss, but the mean would divide it by 0."""
+    """Only smoothing gives these rows a loss, and the mean would divide it by 0."""
     for side in (reference, triton):
         loss, cache = side.softmax_cross_entropy.forward(
             side.asarray(np.ones((2, 3)), "float32"),
@@ -240,7 +240,7 @@ def test_any_class_can_be_ignored(reference, triton, ignored):
 
 
 def test_masked_targets_of_negative_weight_make_the_loss_fall_without_end(reference, triton):
-    """And beside those of positive weight it is no number, on both sides as in the truth."""
+    """And with positive ones beside them it is NaN, on both sides as in the truth."""
     logits = np.array([[0.0, 1.0, -np.inf, -np.inf]])
     for weight, loss in (([1, 1, -1, -1], -np.inf), ([1, 1, 1, -1], np.nan)):
         case = contract.Case(rows=1, classes=4, weight=True, label_smoothing=0.1, reduction="sum")

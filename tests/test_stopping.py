@@ -1,4 +1,4 @@
-"""How a run is asked to stop."""
+"""How a run is told to stop."""
 
 import signal
 import threading
@@ -15,7 +15,7 @@ def handled(request, number, handler):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_and_a_second_one_does_what_it_did_before(request, number):
-    """So that a step which hangs can be ended; and once it is over all are as they were."""
+    """So that a hanging step can be ended; afterwards all handlers are restored."""
     told = []
 
     def handler(number, _):

@@ -1,4 +1,4 @@
-"""What a kernel tells the compiler of its values must be true of them."""
+"""What a kernel tells the compiler about its values must be true."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_every_axis_is_looked_at_by_itself(strict):
 def test_addresses_are_counted_in_bytes(strict):
     x = torch.zeros(16)
     address[1,](x, 4, OF=16)
-    address[1,](x, 4, OF=64)  # which memory of a GPU may be, and that of the CPU need not
+    address[1,](x, 4, OF=64)  # as a GPU's memory may be, and the CPU's need not
     assert "at an address" in found(address, (1,), x, 3, OF=16)
 
 

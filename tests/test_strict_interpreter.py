@@ -249,7 +249,7 @@ def test_a_loop_counts_in_the_type_of_its_bounds(strict):
 
 
 def test_large_integers_have_64_bits(strict):
-    """Triton's interpreter has 32 for those that need 32 without a sign."""
+    """Triton's interpreter uses 32 bits for those that fit in 32 unsigned bits."""
     y = torch.zeros(1, dtype=torch.int64)
     twice[1,](y, 3 << 30)
     assert y.item() == 3 << 31
@@ -272,7 +272,7 @@ def test_a_launch_made_again_runs_its_programs_in_reverse(strict):
     with strict_interpreter():
         for i, turn in enumerate(turns):
             order[20,](ints(0), turn[0])
-            order[10,](ints(i), turn[1])  # other launches, which are none of these
+            order[10,](ints(i), turn[1])  # other launches, which do not count
     first, again, third, _ = (turn[0] for turn in turns)
     assert again.equal(19 - first) and third.equal(first)
     order[20,](ints(0), again)

@@ -61,7 +61,7 @@ def three_times(y_ptr, scale):
 
 @pytest.fixture
 def shuffled():
-    """Programs in a drawn order, on which no number may depend."""
+    """Run programs in a random order, on which no number may depend."""
     with strict_interpreter():
         yield
 
@@ -81,7 +81,7 @@ def test_8_bits_round_to_nearest_even_and_their_products_are_exact(strict):
     c = torch.zeros(32, 32)
     product[1,](a, b, c, PRECISION="tf32", N=32)
     assert (c.double() - a.double() @ b.double()).abs().max() <= 32 * 2**-24 * 64
-    bits = np.arange(0x7F, dtype=np.uint8)  # every number that is not negative, up to 448
+    bits = np.arange(0x7F, dtype=np.uint8)  # every nonnegative number, up to 448
     held = strict_numerics.from_e4m3(bits)
     middle = (held[1:].astype(np.float64) + held[:-1]) / 2
     even = np.where(bits[:-1] % 2 == 0, held[:-1], held[1:])
@@ -119,7 +119,7 @@ def test_tf32x3_is_nearly_float32(strict):
         c = torch.zeros(16, 16)
         product[1,](a, b, c, PRECISION=precision)
         share[precision] = ((c.double() - exact).abs() / scale).max().item()
-    # 17 additions of float32; three roundings of split operands more; two cut-off operands
+    # 17 float32 additions; three more roundings for split operands; two truncated operands
     assert share["ieee"] <= 17 * 2**-24
     assert 2**-25 < share["tf32x3"] <= 17 * 2**-24 + 2**-20
     assert 2**-14 < share["tf32"] <= 2**-9
@@ -135,7 +135,7 @@ def test_tf32x3_splits_infinity_and_keeps_it(strict):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_casts_round_to_nearest_even(shuffled, dtype):
-    """Every upper half of a float32, with lower halves below, on and above the tie."""
+    """Every upper half of a float32, with lower halves below, at and above the tie."""
     upper = np.arange(1 << 16, dtype=np.uint32) << 16
     lower = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0x1000, 0x3000], np.uint32)
     x = torch.from_numpy((upper[:, None] | lower).view(np.float32).ravel())
@@ -210,7 +210,7 @@ def test_overflow_is_exact(operation, dtype):
 
 
 def test_a_number_given_for_masked_lanes_counts_even_if_it_is_zero(shuffled):
-    """Triton's interpreter drops it from the load of one element, taking 0 for "not given"."""
+    """Triton's interpreter drops it when loading one element, taking 0 for "not given"."""
     y = torch.ones(2)
     first_or_zero[2,](torch.ones(1), y)
     assert y.tolist() == [1, 0]

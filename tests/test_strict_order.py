@@ -1,4 +1,4 @@
-"""Programs that atomics order, by a lock or by a counter, and those that only seem to be."""
+"""Programs ordered by atomics, a lock or a counter, and some that only seem to be."""
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_the_last_of_a_counter_may_read_what_all_have_stored(seed):
 
 @InterpretedFunction
 def pass_on(x_ptr, flags_ptr, HOLD: tl.constexpr):
-    """Each program doubles what the one before left, and says so to the next."""
+    """Each program doubles what the previous one left, and signals the next."""
     program = tl.program_id(0)
     x = tl.load(x_ptr + (1 if HOLD else 0)) if program == 0 else 0
     if program > 0:
@@ -122,7 +122,7 @@ def pass_on(x_ptr, flags_ptr, HOLD: tl.constexpr):
 
 
 def test_order_is_handed_on():
-    """What a program could rely on is published with what it did."""
+    """A program passes on the order that it could itself rely on."""
     x = ints(1)
     with strict_interpreter(shuffle=False):
         pass_on[4,](x, ints(0, 0, 0, 0), HOLD=False)
@@ -131,7 +131,7 @@ def test_order_is_handed_on():
 
 @InterpretedFunction
 def count_down(turn_ptr, out_ptr, PROGRAMS: tl.constexpr):
-    """The last program is the first to have its turn."""
+    """The last program takes the first turn."""
     program = tl.program_id(0)
     while tl.atomic_cas(turn_ptr, PROGRAMS - 1 - program, -1) != PROGRAMS - 1 - program:
         pass
@@ -180,7 +180,7 @@ def by_ticket(x_ptr, next_ptr, serving_ptr, total_ptr, N: tl.constexpr, WAIT: tl
 
 @InterpretedFunction
 def twice(x_ptr, lock_ptr, total_ptr, N: tl.constexpr, WAIT: tl.constexpr):
-    """Each half of a row is added behind the lock; who does not wait goes on the second time."""
+    """Each half of a row is added under the lock; without WAIT, the second time ignores it."""
     i = tl.arange(0, N)
     x = tl.load(x_ptr + tl.program_id(0) * N + i)
     for half in range(2):
@@ -215,7 +215,7 @@ def by_exchange(x_ptr, lock_ptr, total_ptr, N: tl.constexpr, WAIT: tl.constexpr)
 
 @InterpretedFunction
 def counted(x_ptr, count_ptr, total_ptr, N: tl.constexpr, WAIT: tl.constexpr):
-    """Counters before and after, at which nobody looks, order nothing."""
+    """Counters before and after order nothing if nobody looks at them."""
     i = tl.arange(0, N)
     tl.atomic_add(count_ptr, 1)
     if WAIT:
@@ -262,7 +262,7 @@ def test_who_waits_every_time_may_take_a_lock_again(seed):
 
 @InterpretedFunction
 def tries(x_ptr, lock_ptr, total_ptr, spare_ptr, done_ptr, N: tl.constexpr, PROGRAMS: tl.constexpr):
-    """Half a row is added behind the lock, the other there or, if that is held, somewhere else.
+    """Half a row is added under the lock, the other too or, if the lock is held, elsewhere.
 
     The last resets the lock.
     """

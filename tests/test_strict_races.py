@@ -1,4 +1,4 @@
-"""Races between programs, and between the lanes of one: found and named, where there are any."""
+"""Races between programs, and between one program's lanes, are found and named; no others are."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What several programs read, or add up, and who comes after all of them."""
+"""What several programs read or add up, and a program that comes after all of them."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from twofold.core.verify.strict.order import Order
 
 @InterpretedFunction
 def readers(x_ptr, read_ptr, out_ptr, PROGRAMS: tl.constexpr, ABSENT: tl.constexpr):
-    """All but the last read, the last stores, which all but one have let it do."""
+    """All but the last read; the last stores once all but one of them have signalled it."""
     program = tl.program_id(0)
     if program < PROGRAMS - 1:
         tl.store(out_ptr + program, tl.load(x_ptr))
@@ -38,7 +38,7 @@ def test_of_several_readers_each_has_to_be_waited_for(absent):
 
 @InterpretedFunction
 def reads_again(x_ptr, flag_ptr, out_ptr, AGAIN: tl.constexpr):
-    """The first program lets the second store, and may read once more."""
+    """The first program lets the second store, and may then read once more."""
     if tl.program_id(0) == 0:
         tl.store(out_ptr, tl.load(x_ptr))
         tl.debug_barrier()
@@ -60,7 +60,7 @@ def test_who_reads_once_more_has_to_be_waited_for_again():
 
 @InterpretedFunction
 def added_up(x_ptr, sum_ptr, done_ptr, out_ptr, ADDERS: tl.constexpr, ABSENT: tl.constexpr):
-    """Blocks that overlap are added to a sum, which the last reads who waits for all but one."""
+    """Overlapping blocks are added to a sum; the last program reads it, after all but one."""
     program, i = tl.program_id(0), tl.arange(0, 4)
     if program < ADDERS:
         tl.atomic_add(sum_ptr + program + i, tl.load(x_ptr + i))
@@ -85,23 +85,23 @@ def test_who_reads_what_several_add_waits_for_each_of_them(absent):
 
 
 def test_sets_of_accesses_that_no_element_has_are_forgotten(monkeypatch):
-    """Who adds to an element makes a new set of it; the one before is no element's any more."""
+    """Adding to an element makes it a new set; the previous one then belongs to no element."""
     monkeypatch.setattr(strict_marks, "_FEW_SETS", 0)
     marks, order, size = strict_marks.Marks(), Order(seed=0), 4
     marks.cover(0, size, size)
     at, lanes = np.zeros(1, np.uint64), np.zeros(1, np.int64)
-    for number in range(1, 21):  # each of a program that waits for nobody
+    for number in range(1, 21):  # each from a program that waits for no other
         order.begin(number)
         assert marks.touch(Touch("atomic", *[number] * 3, at, lanes, size), order) is None
         order.release(number * size, settled=number, number=number)
-        assert len(marks._sets) <= 2  # twice as many as there are elements that have one
+        assert len(marks._sets) <= 2  # twice the number of elements that have one
     order.begin(21)
     assert marks.touch(Touch("load", *[21] * 3, at, lanes, size), order) == (0, 1)
 
 
 @InterpretedFunction
 def readers_in_a_row(x_ptr, flags_ptr, out_ptr, LAST: tl.constexpr):
-    """Two read, the second after the first; who stores has waited for `LAST` of them."""
+    """Two read, the second after the first; the one that stores waits for number `LAST`."""
     program = tl.program_id(0)
     if program == 1:
         while tl.atomic_add(flags_ptr, 0) == 0:
@@ -125,7 +125,7 @@ def test_who_read_last_has_to_be_waited_for():
 
 @InterpretedFunction
 def readers_beside_each_other(x_ptr, flags_ptr, out_ptr):
-    """Two read; one program has waited for the first, and another, which stores, for the second."""
+    """Two read; one program waits for the first, and another, which stores, for the second."""
     program = tl.program_id(0)
     if program < 2:
         tl.store(out_ptr + program, tl.load(x_ptr))

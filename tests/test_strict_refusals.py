@@ -1,4 +1,4 @@
-"""What the compiler refuses the strict interpreter refuses; what Triton's cannot do it says."""
+"""What the compiler refuses, the strict interpreter refuses; it says what Triton's cannot do."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the strict interpreter does once instead of every time comes out as Triton's own."""
+"""What the strict interpreter caches gives the same results as Triton's own."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def zeros(y_ptr):
 
 
 def test_philox_draws_what_its_authors_do(interpreted):
-    """The known answer of philox4x32-10 for zeros, from Random123's kat_vectors."""
+    """The known answer of philox4x32-10 to zeros, from Random123's kat_vectors."""
     y = torch.empty(4, 2, dtype=torch.int64)
     with strict_interpreter():
         zeros[(1,)](y)
@@ -55,7 +55,7 @@ def test_philox_draws_what_its_authors_do(interpreted):
 
 
 def _said(type, shape):
-    """Return what a type says of itself, and a tensor of it; twice, for what is remembered."""
+    """Return what a type and a tensor of it report; twice, to include cached answers."""
     found = []
     for _ in range(2):
         whole = tl.block_type(type, [tl.constexpr(n) for n in shape]) if shape else type

@@ -1,4 +1,4 @@
-"""What the compiler takes the strict interpreter takes, where Triton's own does not."""
+"""What the compiler accepts, the strict interpreter accepts, even where Triton's own does not."""
 
 import operator
 

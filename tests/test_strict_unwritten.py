@@ -1,4 +1,4 @@
-"""Memory that came uninitialised: reading it is a fault, leaving it so can be asked after."""
+"""Uninitialised memory: reading it is a fault, and what was never written can be listed."""
 
 import pytest
 import torch
@@ -172,14 +172,14 @@ def test_the_check_can_be_left_out_and_the_innermost_context_says():
 
 
 def test_torch_is_as_it_was_afterwards(monkeypatch):
-    monkeypatch.setattr(unwritten, "_poisons", [])  # as if no session had entered it
+    monkeypatch.setattr(unwritten, "_poisons", [])  # as if no session had entered the context
     before = (torch.empty, torch.empty_like, torch.Tensor.new_empty)
     with strict_interpreter():
         assert torch.empty is not before[0]
         memory = torch.empty(8)
     assert (torch.empty, torch.empty_like, torch.Tensor.new_empty) == before
     with strict_interpreter(shuffle=False):
-        copy_rows[1,](memory, torch.zeros(8), 0, BLOCK=8)  # of another context: not known
+        copy_rows[1,](memory, torch.zeros(8), 0, BLOCK=8)  # of another context: unknown
         copy_rows[1,](ints(1), ints(0), 0, BLOCK=1)
 
 

@@ -1,4 +1,4 @@
-"""A Triton whose interpreter moved is refused, with what is missing."""
+"""A Triton whose interpreter has changed is refused, and what is missing is named."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def test_the_command_says_so_without_a_stack_trace():
         "sys.argv = ['twofold', 'verify', 'pooling']\n"
         "main()\n"
     )
-    env = {**os.environ, "TRITON_INTERPRET": "1"}  # also where CUDA is
+    env = {**os.environ, "TRITON_INTERPRET": "1"}  # with CUDA, too
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
     )

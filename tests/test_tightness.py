@@ -42,7 +42,7 @@ def test_a_right_kernel_is_measured_and_a_wrong_one_seen(triton, monkeypatch):
 
 
 def test_shares_of_elements_are_told_apart():
-    """Those a bound decides, those that must be exact and are, and those nothing is said of."""
+    """Those a bound decides, those that must be exact and are, and those nothing is claimed of."""
     on, nothing = machine("float32"), np.zeros(6)
     value = np.array([0.0, 0.0, 0.0, 0.0, 0.0, np.inf])
     certain = Approx(value, np.array([1.0, 2.0, 2.0, np.inf, 0.0, 3.0]), on)

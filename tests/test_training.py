@@ -1,4 +1,4 @@
-"""Training: runs, checkpoints; however a run went, it ends with the same bits."""
+"""Training: runs, checkpoints; however a run was interrupted, it ends with the same bits."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ SMALL = {"d_model": 16, "num_heads": 2, "d_ff": 24}
 
 
 def toy(examples: int = 120) -> Dataset:
-    """Texts whose class is that of the first good or bad word in them."""
+    """Return texts whose class is that of their first good or bad word."""
     rng = np.random.default_rng(5)
     texts, y = [], []
     for _ in range(examples):
@@ -89,7 +89,7 @@ def test_waiting_for_batches_is_measured_over_the_whole_run(tmp_path, monkeypatc
     batch, pause = Feed.batch, 0.03
 
     def slow(feed, step):
-        time.sleep(pause if step in (1, 5) else 0)  # nothing is done ahead of the first one
+        time.sleep(pause if step in (1, 5) else 0)  # nothing is done ahead of the first step
         return batch(feed, step)
 
     monkeypatch.setattr(Feed, "batch", slow)
@@ -123,7 +123,7 @@ def test_impossible_recipes_are_refused(fields, error, words):
 def test_steps_are_those_written_out(reference, graded):
     """Parts and their masks, the mean, clipping, rates and decay of each parameter, the average.
 
-    Gradients of the parts are the model's; the rest stands here once more, in float64.
+    The parts' gradients are the model's; the rest is written out again here, in float64.
     """
     config = ClassifierConfig(input_size=9, num_classes=3, max_length=6, num_layers=2, **SMALL)
     recipe = Recipe(
@@ -131,7 +131,7 @@ def test_steps_are_those_written_out(reference, graded):
         **{"layer_decay": 0.7, "frozen": 1, "weight_decay": 0.05},
     )
     model, twin = (Classifier(config, reference, seed=2, dtype="float64") for _ in range(2))
-    model.flat *= 1.5  # weights of norms are not 1, so that clipping and decay have a share
+    model.flat *= 1.5  # norms' weights are not 1, so that clipping and decay matter
     twin.flat[:] = average = model.flat.copy()
     rng, trainer = np.random.default_rng(0), Trainer(model, recipe)
     m = v = np.zeros_like(average)
@@ -193,7 +193,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, optimizer):
     class Killed(Exception):
         pass
 
-    for fatal in (3, 11, 17, 24, 31):  # of steps counted by this process alone
+    for fatal in (3, 11, 17, 24, 31):  # only of steps counted by this process
         taken = 0
 
         def observe(event, fatal=fatal):
@@ -239,7 +239,7 @@ train(Run.open(Path(sys.argv[2])), lambda event: print(event.step, flush=True))
 
 
 def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
-    """SIGKILL at moments that fall anywhere: in a step, in a checkpoint, between the two fits."""
+    """SIGKILL at any moment: in a step, in a checkpoint, between the two fits."""
     how = {"epochs": 4, "checkpoint_steps": 1}
     whole = begin(tmp_path / "whole", toy(), **how)
     train(whole)
@@ -283,7 +283,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_loads(tmp_path, n
     if damage == "gone":
         path.unlink()
     else:
-        # In the state not in a number's last digit, which may say nothing.
+        # In the state, not in a number's last digit, which may mean nothing.
         at = content.index(b"phase") if name == checkpoints.STATE else len(content) // 2
         flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
         path.write_bytes({"cut": content[:-7], "changed": flipped, "empty": b""}[damage])
@@ -321,7 +321,7 @@ def test_what_was_passed_over_takes_no_new_checkpoints_place(tmp_path, sound):
 
 
 def test_a_checkpoint_is_whole_wherever_writing_it_again_ends(tmp_path, monkeypatch):
-    """After each of the steps in which one folder takes the other's place."""
+    """Interrupted after each step of replacing one folder by the other."""
     folder = tmp_path / "1-00000001"
     for steps in range(3):
         checkpoints.save(folder, {"x": np.zeros(1)}, {"step": 1})
@@ -351,7 +351,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
 
 
 def test_a_model_that_makes_no_numbers_any_more_has_diverged(tmp_path):
-    """As seen where it is judged, before there is a next loss."""
+    """Its judgement shows it, before there is a next loss."""
     run = begin(tmp_path / "run", toy(), lr=1e38, batch_size=200, parts=1, epochs=1)
     with pytest.raises(Diverged, match="^step 1: a logit is not finite; it must be a number$"):
         train(run)
@@ -373,13 +373,13 @@ def test_a_run_is_not_overwritten_and_other_folders_are_refused(tmp_path):
 
 
 def test_a_model_with_more_averaging_lags_behind(tmp_path):
-    """Without averaging the model is the last step's parameters; with it, it is not."""
+    """Without averaging, the model is the last step's parameters; with it, it is not."""
     ends = {}
     for average in (0.0, 0.9):
         run = begin(tmp_path / str(average), toy(), average=average, refit=False)
         train(run)
         last = checkpoints.load(checkpoints.names(run.checkpoints)[-1]).tensors["params"]
         ends[average] = dataclasses.replace(run), last, parameters(run)
-    assert np.array_equal(ends[0.0][1], ends[0.9][1])  # averaging does not disturb learning
+    assert np.array_equal(ends[0.0][1], ends[0.9][1])  # averaging does not affect learning
     name = "head.weight"
     assert not np.array_equal(ends[0.0][2][name], ends[0.9][2][name])

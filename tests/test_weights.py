@@ -1,4 +1,4 @@
-"""Weights in files: what is read, what is written back, and what is refused, by name."""
+"""Weights in files: what is read, what is written back, and what is refused by name."""
 
 import hashlib
 import json
@@ -24,14 +24,14 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A folder as Hugging Face writes it, of a BERT with three classes."""
+    """Return a folder as Hugging Face writes it, of a BERT with three classes."""
     model = bert_models.theirs(2, num_labels=3)
     return bert_models.folder_of(model, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
 def folder(whole, tmp_path):
-    """A copy to damage."""
+    """Return a copy to damage."""
     return shutil.copytree(whole, tmp_path / "model")
 
 
@@ -208,7 +208,7 @@ def test_a_pickle_alone_is_refused_and_nothing_of_it_is_run(folder):
 
 
 def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
-    """128 + 256n bytes of header: the file begins as a pickle of protocol n does."""
+    """With 128 + 256n bytes of header, the file begins like a pickle of protocol n."""
     path = tmp_path / "x.safetensors"
     header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
     content = header.ljust(128 + 2 * 256).encode() + np.float32([1, 2]).tobytes()

@@ -1,4 +1,4 @@
-"""Files that are there with all of their content, or as they were before."""
+"""Files are either complete or as they were before."""
 
 import os
 
@@ -9,7 +9,7 @@ from twofold.core import whole
 
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_half_a_file_is_not_left(tmp_path, monkeypatch, fault):
-    """Where the disk is full, or somebody has enough of it."""
+    """If the disk is full, or the user interrupts."""
     (tmp_path / "a").write_text("before")
 
     def ended(handle):

@@ -1,4 +1,4 @@
-"""WordPiece: the ids of transformers' own tokenizer, for any text and any pair."""
+"""WordPiece: the ids are those of transformers' own tokenizer, for any text and any pair."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_a_text_has_the_ids_of_transformers(both, text, longest):
     assert found.tolist() == theirs(text, truncation=True, max_length=longest)["input_ids"]
 
 
-@given(TEXTS, TEXTS.filter(bool), st.integers(3, 20))  # an empty second is none to them
+@given(TEXTS, TEXTS.filter(bool), st.integers(3, 20))  # an empty second is no text to them
 def test_a_pair_has_the_ids_and_types_of_transformers(both, first, second, longest):
     ours, theirs = both
     found = ours.encode_pair(first, second, longest)
@@ -49,7 +49,7 @@ def test_a_vocabulary_alone_makes_the_same_tokenizer(both, text):
 
 
 def test_pairs_of_all_lengths_are_cut_as_transformers_cuts_them(both):
-    """The longer one, then both to halves, of which the second has what is over."""
+    """First the longer one, then both to halves; the second gets the odd token."""
     ours, theirs = both
     for first in range(9):
         for second in range(1, 9):
@@ -78,7 +78,7 @@ def test_case_matters_where_the_settings_say_so(tmp_path):
 
 
 def test_a_files_own_cutting_and_padding_are_left_out(both):
-    """Sentence transformers write theirs with both; how long a text may be is said elsewhere."""
+    """Sentence transformers save files with both; the longest text is set elsewhere."""
     ours, _ = both
     theirs = hf.Tokenizer.from_str(json.dumps(json.loads(ours.to_json())["tokenizer"]))
     theirs.enable_truncation(4)

@@ -1,7 +1,7 @@
-"""What computes as torch does, held to what float32 allows either.
+"""Hold functions that compute what torch's do to what float32 allows both.
 
-Attention has its derived bound. A whole module has none: it is held to the distance that torch's
-own has from float64.
+Attention has its derived bound. A whole module has none: it may be as far from float64 as torch's
+own is.
 """
 
 import numpy as np
@@ -36,15 +36,15 @@ def as_far_as_torch(function, peer, inputs):
 
 
 def no_further(judged, single, double):
-    """Assert that no result is further off than the furthest of another's, as `lockstep` has it.
+    """Assert that no result is further off than the other's furthest, in the manner of `lockstep`.
 
     Distances are those in the maximum norm as a share of the largest element. Those of three tf32
     products are 16 times those of float32's; one rounding is always allowed.
 
     Args:
-        judged: tensors, what is judged.
-        single: another's, of the same arithmetic in float32.
-        double: that in float64, which stands for the truth.
+        judged: the tensors that are judged.
+        single: the other's, in float32.
+        double: the other's in float64, which stands for the truth.
     """
     for x, y in zip(judged, single, strict=True):
         assert (x.shape, x.dtype) == (y.shape, y.dtype)
@@ -62,7 +62,7 @@ def share(x, truth):
 
 
 def results(function, inputs, dtype):
-    """Return the outputs and the gradients of what has some, of a fixed sum of the outputs."""
+    """Return outputs and, where inputs have them, gradients of a fixed weighted sum of outputs."""
     given = [cast(x, dtype) for x in inputs]
     found = function(*given)
     outputs = [x for x in (found if isinstance(found, tuple) else (found,)) if x is not None]
@@ -79,13 +79,13 @@ def cast(x, dtype):
 
 
 def gradient(output):
-    """Return the gradient that an output is given, the same for the same shape."""
+    """Return the gradient given for an output, the same for the same shape."""
     drawn = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
     return drawn.to(output.dtype)
 
 
 def both_within_the_bound(functions, q, k, v, mask, *, is_causal, scale):
-    """Assert that attention and its gradients are what it derives for float32.
+    """Assert that attention and its gradients are within the bound derived for float32.
 
     Each function is called with q (…, M, E), k, v (…, N, V) and the mask, that of torch.
     """

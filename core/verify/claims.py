@@ -1,7 +1,7 @@
 """What properties are made of: equal bits, distances within a bound, products that agree, slopes.
 
 A property compares what an implementation computed for one case with what it computed for another.
-If both must add the same numbers in the same order, it asks for the same bits; if the order may
+If both must add the same numbers in the same order, it demands the same bits; if the order may
 differ, for a distance of at most the sum of both bounds. A failure of the first kind is a `Bits`,
 which is not held against a foreign function: that may order its sums as it likes.
 """
@@ -53,7 +53,7 @@ def held(found: Mapping[str, Any], bounds: Mapping[str, Approx], what: str) -> N
 
 
 def agree(name: str, first: Array, second: Array, bound: Approx, what: str) -> None:
-    """Raise unless two results of one truth are no further apart than both together may be off."""
+    """Raise unless two results with the same truth differ by at most twice its bound."""
     value = np.where(np.isfinite(first), first, bound.value).astype(np.float64)
     within(name, second, replace(bound, value=value, error=2 * bound.error), what)
 
@@ -61,13 +61,13 @@ def agree(name: str, first: Array, second: Array, bound: Approx, what: str) -> N
 def unmoved(
     found: Outputs, bounds: Mapping[str, Approx], others: Mapping[str, Approx], what: str
 ) -> None:
-    """Raise unless outputs of other inputs are as before: off by no more than both may be.
+    """Raise unless other inputs give the same outputs, within the sum of both bounds.
 
     Args:
-        found: what was computed of the others.
-        bounds: of what is asked, of the inputs before.
-        others: of the other inputs.
-        what: the others, in words.
+        found: what was computed from the other inputs.
+        bounds: of the outputs in question, for the original inputs.
+        others: of the outputs for the other inputs.
+        what: the other inputs, in words.
     """
     for name, bound in bounds.items():
         within(name, found[name], replace(bound, error=bound.error + others[name].error), what)
@@ -96,9 +96,9 @@ def leading_axes(
     """Raise unless rows have the same bits however many axes they are spread over.
 
     Args:
-        subject, case: what is asked, and of which case.
+        subject, case: what is checked, and in which case.
         spread: the inputs with the rows in a shape.
-        shapes: of the rows in one axis, and over several.
+        shapes: of the rows along one axis, and over several.
         bounds: of the outputs; those that are as large as the rows must have their shape.
     """
 
@@ -123,7 +123,7 @@ def other_strides(
     """Return the property that the result does not depend on how the inputs lie in memory."""
 
     def other_strides(subject: Subject, case: Any) -> None:
-        """However the inputs lie in memory, the results are within the bound of one truth."""
+        """However the inputs lie in memory, the results agree within their bounds."""
         other = "contiguous" if case.layout != "contiguous" else layout
         given = inputs(case)
         moved, bounds = replace(case, layout=other), truth(case, given)
@@ -146,7 +146,7 @@ def other_tiles(
     """
 
     def other_tiles(subject: Subject, case: Any) -> None:
-        """Another tile of the table is as good: both results are within the bound of one truth."""
+        """Another tile of the table does as well: the results agree within their bounds."""
         fitting = [i for i, (key, _) in enumerate(entries) if fits(key, case)]
         number = fitting[case.seed % len(fitting)]
         given = inputs(case)
@@ -203,9 +203,9 @@ def slopes(
     error: Array,
     what: str,
 ) -> None:
-    """Raise unless a gradient gives the slope of a value that is known up to its noise.
+    """Raise unless a gradient gives the slope of a value that is known up to some noise.
 
-    Central differences at a step h and at h/2, whose distance says how far they are off: an error
+    Central differences at steps h and h/2, whose difference tells how far off they are: an error
     of order h² shrinks to a quarter, so the finer is off by a third of it, and by the whole of it
     where the next order still counts (Richardson 1911).
 
@@ -213,7 +213,7 @@ def slopes(
         value: the value at a point, and how far it may be off.
         x: where the gradient is.
         direction: the step.
-        held: rounds a point to what the implementation can be given.
+        held: rounds a point to values that the implementation can be given.
         gradient, error: what is claimed, and how far it may be off.
         what: what the gradient is of.
     """

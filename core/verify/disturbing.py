@@ -1,4 +1,4 @@
-"""Other calls between those of a case, which expose what an operator keeps from call to call.
+"""Other calls between those of a case, to expose what an operator keeps from call to call.
 
 An operator may keep buffers that it reuses, copies of weights, or tables, and be right as long as
 each forward is followed by its own single backward. Models call it in other orders: weights are
@@ -29,14 +29,14 @@ def disturbed(side: Side) -> Side:
 
 
 def of(side: Side, operator: Any) -> Any:
-    """Return an operator from elsewhere, with other calls around its own if the side makes them."""
+    """Return a foreign operator, with other calls around its own if the side makes them."""
     if not isinstance(side, _Disturbed):
         return operator
     return _Operator(operator, side.to_numpy, vars(side)["others"])
 
 
 def around(side: Side, call: Callable[[], Any], given: Any) -> Any:
-    """Return what a call makes of what it is given, with other calls around it on such a side."""
+    """Return a call's result, with other calls around it if the side makes them."""
     if not isinstance(side, _Disturbed):
         return call()
 
@@ -106,7 +106,7 @@ class _Operator:
 
 
 def _tried(call: Callable[[], Any]) -> Any:
-    """Return what a call beside the case's own returns, None where it fails."""
+    """Return the result of a call beside the case's own, None where it fails."""
     with contextlib.suppress(Exception):
         return call()
 
@@ -118,14 +118,14 @@ def other_numbers(given: Any) -> Iterator[None]:
     try:
         for x in _arrays(given):
             if not isinstance(x, np.ndarray):
-                x = x.data  # autograd must not notice that what it keeps for a backward changed
+                x = x.data  # autograd must not notice that what it saved for a backward has changed
             was = x.copy() if isinstance(x, np.ndarray) else x.clone()
             with contextlib.suppress(Exception):  # read-only, expanded, of 8 bits
                 x *= -0.5
                 held.append((x, was))
         yield
     finally:
-        for x, was in reversed(held):  # an array that was given twice was changed twice
+        for x, was in reversed(held):  # an array passed twice was changed twice
             x[...] = was
 
 

@@ -1,6 +1,6 @@
-"""The property that a NaN propagates: an output that depends on one is NaN, too.
+"""The property that NaN propagates: an output that depends on a NaN is NaN, too.
 
-A kernel can easily lose one: a maximum ignores it, `where(x == x, …)` puts a number in its place,
+A kernel can easily lose a NaN: a maximum ignores it, `where(x == x, …)` replaces it by a number,
 and a run that diverged and should have ended goes on with meaningless numbers. In each input in
 turn two numbers are made NaN, one as far from its beginning as the other is from its end. Where the
 reference then has NaN, and other numbers there would change its result, an implementation must have
@@ -36,7 +36,7 @@ def seen(
     """Return the property for a contract of these inputs and this `run`.
 
     Args:
-        but: names, for a case, the inputs that need not be tried, or do not count.
+        but: names, for a case, the inputs that need not be tried, or are ignored.
         across: axes of an output, from the last, along which one side may have 0·NaN and the other
             not.
     """

@@ -250,7 +250,7 @@ def odd_part(subject: Subject, case: Case) -> None:
 
 
 def nan_stays(subject: Subject, case: Case) -> None:
-    """A NaN gives NaN, and no other element does."""
+    """A NaN gives NaN, and no other element becomes NaN."""
     given, x = inputs(case), inputs(case).x.copy()
     x[0, 0] = np.nan
     out = subject.compute(case, given._replace(x=x))["out"]
@@ -258,7 +258,7 @@ def nan_stays(subject: Subject, case: Case) -> None:
 
 
 def bias_is_in_every_row(subject: Subject, case: Case) -> None:
-    """A bias's gradient adds up to as much as that of what it is added to."""
+    """The bias's gradient has the same sum as the gradient of x, to which the bias is added."""
     case = replace(case, bias=True)
     given = inputs(case)
     found, bounds = subject.compute(case, given), truth(case, given)
@@ -269,7 +269,7 @@ def bias_is_in_every_row(subject: Subject, case: Case) -> None:
 
 
 def bias_may_stand_elsewhere(subject: Subject, case: Case) -> None:
-    """f(x + b) is f(b′ + x′) where x is one row x′ and b′ all the rest."""
+    """Where x is a single row, x and the bias may change places."""
     case = replace(case, rows=1, bias=True)
     given = inputs(case)
     assert given.bias is not None

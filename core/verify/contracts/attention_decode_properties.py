@@ -41,7 +41,7 @@ OTHER_SPLITS = (1, 5, 16, 64)
 
 
 def pages_or_none(subject: Subject, case: Case) -> None:
-    """Keys in pages, of whatever size, give the bits of the same keys in one piece."""
+    """Keys in pages of any size give the same bits as the same keys in one piece."""
     case = replace(case, layout="contiguous")  # as pages put together are
     size = OTHER_PAGES[case.seed % len(OTHER_PAGES)]
     pages = replace(case, page_size=size if size != case.page_size else 3)
@@ -61,7 +61,7 @@ def permuted_pages(subject: Subject, case: Case) -> None:
 
 
 def pages_outside(subject: Subject, case: Case) -> None:
-    """A page that the cache does not have gives NaN to who attends to it, and disturbs no other."""
+    """A page outside the cache gives NaN to queries that attend to it, and disturbs no other."""
     if subject.name == "reference":
         raise Inapplicable("the reference refuses it")
     M, size = max(case.queries, 2), case.page_size or 1
@@ -84,7 +84,7 @@ def pages_outside(subject: Subject, case: Case) -> None:
 
 
 def alone(subject: Subject, case: Case) -> None:
-    """A sequence by itself, with no more room than it needs, has the same bits as among others."""
+    """A sequence alone, with no more room than it needs, gives the same bits as among others."""
     alone_in_parts(subject, case)
     with suppress(Inapplicable):  # implementations without parts
         alone_in_parts(subject, replace(case, split=4))
@@ -126,7 +126,7 @@ def alone_in_parts(subject: Subject, case: Case) -> None:
 
 
 def packed_or_not(subject: Subject, case: Case) -> None:
-    """Queries one after the other give the bits of as many in a batch of each sequence."""
+    """Packed queries give the same bits as the same queries with a batch for each sequence."""
     case = replace(case, packed=False, layout="contiguous")  # as packed ones are
     given = inputs(case)
     starts = np.arange(case.batch + 1, dtype=np.int32) * case.queries
@@ -137,7 +137,7 @@ def packed_or_not(subject: Subject, case: Case) -> None:
 
 
 def unread(subject: Subject, case: Case) -> None:
-    """What lies after a sequence's last key changes no bit: NaN or numbers."""
+    """Whatever lies after a sequence's last key, NaN or numbers, changes no bit."""
     case = replace(case, full=False)
     given = inputs(case)
     numbers = (np.nan_to_num(x, nan=3.0) for x in (given.call.k, given.call.v))
@@ -147,7 +147,7 @@ def unread(subject: Subject, case: Case) -> None:
 
 
 def causality(subject: Subject, case: Case) -> None:
-    """Where causal, the keys of later queries change no bit of an earlier one."""
+    """With a causal mask, the keys of later queries change no bit of an earlier query."""
     case = replace(case, causal=True, queries=max(case.queries, 2), packed=False)
     given = inputs(case)
     at = case.seed % (case.queries - 1)  # the last query that must not see the change
@@ -164,7 +164,7 @@ def causality(subject: Subject, case: Case) -> None:
 
 
 def step_by_step(subject: Subject, case: Case) -> None:
-    """Several queries at once are the same queries one by one, each when its key was the last."""
+    """Several queries at once give what each gives alone, when its own key was the last."""
     case = replace(case, causal=True, queries=max(case.queries, 2), packed=False, dropout_p=0.0)
     if case.window_size is not None and case.window_size[1] is None:
         case = replace(case, window_size=(case.window_size[0], 0))
@@ -193,7 +193,7 @@ def of_row(x: Array | None, i: int) -> Array | None:
 
 
 def other_parts(subject: Subject, case: Case) -> None:
-    """Keys in parts of another length give the same within both bounds."""
+    """Keys split into parts of another length give the same results, within both bounds."""
     given = inputs(case)
     size = OTHER_SPLITS[case.seed % len(OTHER_SPLITS)]
     other = replace(case, split=size if size != case.split else None)
@@ -207,7 +207,7 @@ def other_parts(subject: Subject, case: Case) -> None:
 
 
 def saturation(subject: Subject, case: Case) -> None:
-    """Where one key outweighs all others by e⁴⁰⁰ it is as if alone, at either side of any cut.
+    """A key that outweighs all others by e⁴⁰⁰ is as if alone, on either side of any cut.
 
     So every key is in one part and only one.
     """
@@ -233,7 +233,7 @@ def saturation(subject: Subject, case: Case) -> None:
 
 
 def equal_keys(subject: Subject, case: Case) -> None:
-    """Queries of zero weigh all keys alike: out is their mean, lse the logarithm of how many."""
+    """A query of zeros weighs all keys alike: out is the mean, lse the log of their number."""
     case = bare(case)
     given = inputs(case)
     zero = given.having(q=np.zeros_like(given.call.q))
@@ -298,7 +298,7 @@ def live(case: Case, given: Inputs) -> Array:
 
 
 def clipped_lengths(subject: Subject, case: Case) -> None:
-    """A length below 0 is 0, one above the room there is as that, to the bit.
+    """A length below 0 counts as 0, one above the capacity as the capacity, bit for bit.
 
     A function of the scores is told the position, so that the length shows.
     """
@@ -311,7 +311,7 @@ def clipped_lengths(subject: Subject, case: Case) -> None:
 
 
 def heads_apart(subject: Subject, case: Case) -> None:
-    """Sequences and heads of keys know nothing of each other: reversed, they give reversed bits."""
+    """Sequences and KV heads are independent: reversed, they give the same bits, reversed."""
     # Functions of the scores, and dropout, depend on the numbers of heads and sequences.
     case = replace(case, score_mod=None, packed=False, dropout_p=0.0)
     given, K = inputs(case), case.heads // case.groups

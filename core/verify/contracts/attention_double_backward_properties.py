@@ -48,7 +48,7 @@ def within_zero(found: Outputs, bounds: Mapping[str, Approx], names: tuple[str, 
 
 
 def zero_cotangents(subject: Subject, case: Case) -> None:
-    """Nothing comes of nothing."""
+    """If ddq, ddk and ddv are zero, so is every gradient."""
     given = inputs(case)
     zeros = Inputs(given.call, *(np.zeros_like(x) for x in given[1:]))
     for name, x in subject.compute(case, zeros).items():
@@ -56,7 +56,7 @@ def zero_cotangents(subject: Subject, case: Case) -> None:
 
 
 def powers_of_two(subject: Subject, case: Case) -> None:
-    """All is linear in the cotangents, and a power of two passes exactly."""
+    """Everything is linear in the cotangents, and a power of two passes through exactly."""
     if case.dtype == "float16":
         raise Inapplicable("a float16 over- and underflows")
     case = replace(case, magnitude="unit", logits=min(case.logits, 1.0))
@@ -67,7 +67,7 @@ def powers_of_two(subject: Subject, case: Case) -> None:
 
 
 def parts(subject: Subject, case: Case) -> None:
-    """What comes of ddq, ddk and ddv one by one adds up to what comes of all."""
+    """The results of ddq, ddk and ddv alone add up to the result of all three."""
     given = inputs(case)
     whole, bounds = subject.compute(case, given), truth(case, given)
     alone = [
@@ -82,7 +82,7 @@ def parts(subject: Subject, case: Case) -> None:
 
 
 def repeated_heads(subject: Subject, case: Case) -> None:
-    """Heads that share keys are heads whose keys are equal; dk and dv are sums over them."""
+    """Sharing keys is like having equal keys, but dk and dv are sums over the heads."""
     shared = replace(bare(case), heads=2, groups=2, dlse=case.dlse)
     own = replace(shared, groups=1)
     given = inputs(shared)
@@ -120,7 +120,7 @@ def joined(arrays: Any) -> Array:
 
 
 def moved_keys(subject: Subject, case: Case) -> None:
-    """A vector added to all keys changes no output, so along it nothing changes at all."""
+    """Adding one vector to all keys changes no output, so derivatives along it are 0."""
     case, given = invariant(case)
     same = np.broadcast_to(given.ddk[:, :, :1], given.ddk.shape)
     along = Inputs(given.call, np.zeros_like(given.ddq), same, np.zeros_like(given.ddv))
@@ -129,7 +129,7 @@ def moved_keys(subject: Subject, case: Case) -> None:
 
 
 def moved_values(subject: Subject, case: Case) -> None:
-    """A vector added to all values moves every output by it, and changes no gradient."""
+    """Adding one vector to all values moves every output by it and changes no gradient."""
     case, given = invariant(case)
     same = np.broadcast_to(given.ddv[:, :, :1], given.ddv.shape)
     along = Inputs(given.call, np.zeros_like(given.ddq), np.zeros_like(given.ddk), same)
@@ -176,7 +176,7 @@ def invariant(case: Case) -> tuple[Case, Inputs]:
 
 
 def single_key(subject: Subject, case: Case) -> None:
-    """With one key out = v and lse is the score: only lse's second derivatives are there."""
+    """With one key, out = v and lse is the score: only lse has second derivatives."""
     case = replace(unmasked(case), seqlen_k=1, dlse=True)
     given = inputs(case)
     found, bounds = subject.compute(case, given), truth(case, given)
@@ -194,7 +194,7 @@ def single_key(subject: Subject, case: Case) -> None:
 
 
 def masked_rows(subject: Subject, case: Case) -> None:
-    """A query without keys has gradients 0, and so has a key without queries."""
+    """A query without keys has zero gradients, and so has a key without queries."""
     case = replace(case, groups=1, packed=False)
     given = inputs(case)
     found, live = subject.compute(case, given), full_live(case, given.call)
@@ -204,7 +204,7 @@ def masked_rows(subject: Subject, case: Case) -> None:
 
 
 def reordered_keys(subject: Subject, case: Case) -> None:
-    """A softmax does not know the order of its keys: reversed, they give the same."""
+    """A softmax does not depend on the order of its keys: reversed, they give the same."""
     case = replace(unmasked(case), dlse=case.dlse)
     given = inputs(case)
     call, ddk, ddv = given.call, given.ddk[:, :, ::-1], given.ddv[:, :, ::-1]
@@ -217,7 +217,7 @@ def reordered_keys(subject: Subject, case: Case) -> None:
 
 
 def causality(subject: Subject, case: Case) -> None:
-    """What the last key holds changes nothing of any query but the last."""
+    """With a causal mask, the last key affects no query but the last."""
     case = replace(plain(case), causal=True)
     given = inputs(case)
     call = given.call
@@ -234,7 +234,7 @@ def causality(subject: Subject, case: Case) -> None:
 
 
 def packed_is_padded(subject: Subject, case: Case) -> None:
-    """Packed sequences have the bits of batches that are as long as the longest, and padded.
+    """Packed sequences give the same bits as batches padded to the length of the longest.
 
     As for attention, whose property of this name says what must be equal for that.
     """

@@ -34,7 +34,7 @@ QUARTERS = np.array([0.0, 1.0, 0.0, -1.0, 0.0])  # the sine of 0 … 4 quarter t
 
 
 def half_a_unit(subject: Subject, case: Case) -> None:
-    """|x − x8·scale| is at most 2⁻⁴·|x| + 2⁻¹⁰·scale, of numbers of e4m3, the largest 448.
+    """|x − x8·scale| ≤ 2⁻⁴·|x| + 2⁻¹⁰·scale, and each x8 is an e4m3 number, at most 448.
 
     Where x is not too small the first half unit has a seventeenth to spare for other roundings.
     """
@@ -53,7 +53,7 @@ def half_a_unit(subject: Subject, case: Case) -> None:
 
 
 def quantized_again(subject: Subject, case: Case) -> None:
-    """What was quantised has the same numbers of 8 bits when it is quantised again."""
+    """Quantising what was quantised gives the same 8-bit numbers again."""
     case = replace(case, dtype="float32")
     given = inputs(case)
     found = subject.compute(case, given)
@@ -64,7 +64,7 @@ def quantized_again(subject: Subject, case: Case) -> None:
 
 
 def nan_is_seen(subject: Subject, case: Case) -> None:
-    """A NaN, or ∞, is the scale of its head and makes all its x8·scale NaN; no other sees it."""
+    """NaN or ∞ becomes its head's scale and makes its x8·scale NaN; other heads keep theirs."""
     given, rng = inputs(case), np.random.default_rng(case.seed)
     found = subject.compute(case, given)
     at = tuple(int(rng.integers(0, n)) for n in given.x.shape)
@@ -83,7 +83,7 @@ def nan_is_seen(subject: Subject, case: Case) -> None:
 
 
 def scales_are_factors(subject: Subject, case: Case) -> None:
-    """Powers of two go from any scale to another, and from that of v to the output, bit for bit."""
+    """Powers of two move from one scale to another, and from v's to the output, bit for bit."""
     case = replace(bare(case), softmax_scale=scale(case), magnitude="unit", dtype="float32")
     given = inputs(case)
     before = claims.numbers(subject.compute(case, given), *CALL)
@@ -101,7 +101,7 @@ def scales_are_factors(subject: Subject, case: Case) -> None:
 
 
 def equal_values(subject: Subject, case: Case) -> None:
-    """Whoever averages equal values has that value."""
+    """The average of equal values is that value."""
     case = unmasked(case)
     given = inputs(case)
     v = given.call.v.copy()
@@ -114,7 +114,7 @@ def equal_values(subject: Subject, case: Case) -> None:
 
 
 def one_key(subject: Subject, case: Case) -> None:
-    """A query with one key has its value: that weight is 1, or nearly, and cast to 1 exactly.
+    """A query with one key gets its value: the weight is 1 or nearly, and is cast to exactly 1.
 
     What else rounds is the weight before its cast, in the sum, and the steps from there.
     """
@@ -154,7 +154,7 @@ def unattended(subject: Subject, case: Case) -> None:
 
 
 def unseen(subject: Subject, case: Case) -> None:
-    """What keys and values hold that nobody attends to is seen nowhere."""
+    """Keys and values that no query attends to affect nothing, bit for bit."""
     case = replace(case, packed=False)
     given = inputs(case)
     live = full_live(case, given.call)
@@ -169,7 +169,7 @@ def unseen(subject: Subject, case: Case) -> None:
 
 
 def grouped_heads(subject: Subject, case: Case) -> None:
-    """Heads that share keys have what they have with keys of their own."""
+    """Heads that share keys give what they would with a copy each."""
     if case.groups == 1:
         raise Inapplicable("every head has keys of its own")
     given = inputs(case)
@@ -187,7 +187,7 @@ def grouped_heads(subject: Subject, case: Case) -> None:
 
 
 def packed_as_padded(subject: Subject, case: Case) -> None:
-    """A packed sequence is a batch of its own."""
+    """A packed sequence gives what it would as a batch of its own."""
     given = inputs(case)
     starts_q, starts_k = given.call.cu_seqlens_q, given.call.cu_seqlens_k
     if starts_q is None or starts_k is None:
@@ -210,7 +210,7 @@ def packed_as_padded(subject: Subject, case: Case) -> None:
 
 
 def quarter_turns(subject: Subject, case: Case) -> None:
-    """Numbers of e4m3 turned by quarters are such: turned as they are read, or turned already."""
+    """e4m3 numbers after quarter turns are e4m3: rotating on reading equals rotating before."""
     given, rng = inputs(replace(case, rotary=None)), np.random.default_rng(case.seed)
     call, pairs = given.call, case.head_dim // 2
     if pairs == 0:

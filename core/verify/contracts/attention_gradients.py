@@ -50,7 +50,7 @@ def sums(subject: Subject, case: Case) -> None:
 
 
 def shifted_values(subject: Subject, case: Case) -> None:
-    """A vector added to all values moves out by it and changes no gradient of q and k."""
+    """Adding one vector to all values moves out by it and changes neither dq nor dk."""
     case = replace(bare(case), magnitude="unit")
     given = inputs(case)
     v = np.round(given.v * 16) / 16  # so that the sum is exact in every dtype
@@ -68,7 +68,7 @@ def shifted_values(subject: Subject, case: Case) -> None:
 
 
 def slopes(subject: Subject, case: Case) -> None:
-    """The gradients are the slopes of ⟨out, dout⟩: one of them, in a random direction."""
+    """Each gradient is a slope of ⟨out, dout⟩; one is checked, in a random direction."""
     case = replace(
         plain(case), dtype="float32", allow_tf32=False, magnitude="unit",
         logits=min(max(case.logits, 1e-2), 10.0),

@@ -28,7 +28,7 @@ def padding_is_not_read(inputs: Callable[[Any], Any], *of_keys: str) -> Property
     """
 
     def padding_is_not_read(subject: Subject, case: Any) -> None:
-        """What is of keys of padding changes no bit."""
+        """Whatever the padding of the keys holds, it changes no bit."""
         case = replace(case, key_lengths=True)
         given = inputs(case)
         call = getattr(given, "call", given)
@@ -45,7 +45,7 @@ def padding_is_not_read(inputs: Callable[[Any], Any], *of_keys: str) -> Property
 
 
 def minus_infinity_hides(subject: Subject, case: Case) -> None:
-    """A bias of −∞ hides a key as a mask does, bit for bit, and all of a query's keys, too."""
+    """A bias of −∞ hides a key, or all keys of a query, as a mask does, bit for bit."""
     case = replace(case, bias=HIDDEN, mask=None)
     given, rng = inputs(case), np.random.default_rng(case.seed)
     assert given.bias is not None

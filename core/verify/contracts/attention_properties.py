@@ -63,7 +63,7 @@ def single_key(subject: Subject, case: Case) -> None:
 
 
 def saturation(subject: Subject, case: Case) -> None:
-    """Where one key outweighs all others by e⁴⁰⁰ it is as if it were alone, wherever it stands."""
+    """A key that outweighs all others by e⁴⁰⁰ is as if alone, wherever it stands."""
     case = bare(case)
     given = inputs(case)
     size = domains.representable(
@@ -82,7 +82,7 @@ def saturation(subject: Subject, case: Case) -> None:
 
 
 def equal_keys(subject: Subject, case: Case) -> None:
-    """Queries of zero weigh all their keys alike: out is the mean, lse the logarithm of how many.
+    """A query of zeros weighs its keys alike: out is the mean, lse the log of their number.
 
     Where all values are 1, so is the output.
     """
@@ -100,7 +100,7 @@ def equal_keys(subject: Subject, case: Case) -> None:
 
 
 def hull(subject: Subject, case: Case) -> None:
-    """The output is a mean of values: no feature leaves the range of its values."""
+    """The output is a weighted mean of values: no feature leaves the range of its values."""
     case = bare(case)
     given = inputs(case)
     sample, found = Sample(case, given), subject.compute(case, given)
@@ -125,7 +125,7 @@ def masked_rows(subject: Subject, case: Case) -> None:
 
 
 def clipped_lengths(subject: Subject, case: Case) -> None:
-    """A length below 0 is 0, one above the number of keys as that, to the bit."""
+    """A length below 0 counts as 0, one above the number of keys as that, bit for bit."""
     case = replace(case, batch=2, key_lengths=True, packed=False)
     clipped(subject, case, inputs(case)._replace, case.seqlen_k)
 
@@ -145,7 +145,7 @@ def clipped(subject: Subject, case: Any, having: Callable[..., Any], room: int) 
 
 
 def batch_alone(subject: Subject, case: Case) -> None:
-    """An element of a batch by itself has the same bits as among others."""
+    """An element of a batch gives the same bits alone as among others."""
     case = replace(bare(case), batch=max(case.batch, 2), dlse=case.dlse)
     given = inputs(case)
     among = {name: x[-1:] for name, x in subject.compute(case, given).items()}
@@ -154,7 +154,7 @@ def batch_alone(subject: Subject, case: Case) -> None:
 
 
 def causality(subject: Subject, case: Case) -> None:
-    """What the last key holds changes no query but the last."""
+    """With a causal mask, the last key affects no query but the last."""
     case = replace(case, causal=True, packed=False)
     given = inputs(case)
     k, v = given.k.copy(), given.v.copy()
@@ -171,7 +171,7 @@ def causality(subject: Subject, case: Case) -> None:
 
 
 def powers_of_two(subject: Subject, case: Case) -> None:
-    """Powers of two pass exactly: four times v gives four times out, 2q with half the scale out."""
+    """Powers of two pass exactly: 4v gives 4·out, and 2q with half the scale the same out."""
     case = replace(plain(case), magnitude="unit", softmax_scale=scale(case))
     given = inputs(case)
     before = subject.compute(case, given)
@@ -187,13 +187,13 @@ def powers_of_two(subject: Subject, case: Case) -> None:
 
 
 def other_strides(subject: Subject, case: Case) -> None:
-    """However q, k and v lie in memory, the results are within the bound of one truth."""
+    """However q, k and v lie in memory, the results agree within their bounds."""
     case, other = plain(case), "contiguous" if case.layout != "contiguous" else domains.MIXED
     same_in(subject, case, replace(case, layout=other), f"laid out {other}")
 
 
 def other_tiles(subject: Subject, case: Case) -> None:
-    """Another tile of the table is as good: both results are within the bound of one truth."""
+    """Another tile of the table does as well: the results agree within their bounds."""
     case = plain(case)
     fitting = [i for i, ((_, _, d), _) in enumerate(ENTRIES) if d >= case.head_dim]
     other = replace(case, tile=fitting[case.seed % len(fitting)])
@@ -214,7 +214,7 @@ def sparse_call(case: Case) -> tuple[Sample, Inputs]:
 
 
 def reordered_keys(subject: Subject, case: Case) -> None:
-    """A softmax does not know the order of its keys: reversed, they give the same output."""
+    """A softmax does not depend on the order of its keys: reversed, they give the same output."""
     case = unmasked(case)
     sample, given = sparse_call(case)
     turned = given._replace(k=given.k[:, :, ::-1], v=given.v[:, :, ::-1])
@@ -225,7 +225,7 @@ def reordered_keys(subject: Subject, case: Case) -> None:
 
 
 def reordered_queries(subject: Subject, case: Case) -> None:
-    """Queries know nothing of each other: reversed, they give the outputs in reverse."""
+    """Queries are independent: reversed, they give the same outputs, reversed."""
     case = unmasked(case)
     sample, given = sparse_call(case)
     turned = given._replace(q=given.q[:, :, ::-1], dout=given.dout[:, :, ::-1])
@@ -236,7 +236,7 @@ def reordered_queries(subject: Subject, case: Case) -> None:
 
 
 def repeated_keys(subject: Subject, case: Case) -> None:
-    """Every key twice halves the weights: the same output, and ln 2 more in lse."""
+    """Repeating every key halves the weights: the output stays the same, lse grows by ln 2."""
     case = unmasked(case)
     given = inputs(case)
     twice = replace(case, seqlen_k=2 * case.seqlen_k)
@@ -248,7 +248,7 @@ def repeated_keys(subject: Subject, case: Case) -> None:
 
 
 def merged_parts(subject: Subject, case: Case) -> None:
-    """Two halves of the keys, weighed by e^lse, make the whole (`merge` in every split-KV)."""
+    """Two halves of the keys, weighted by e^lse, make the whole (`merge` in every split-KV)."""
     case = unmasked(case)
     if case.seqlen_k < 2:
         raise Inapplicable("one key has no halves")
@@ -276,7 +276,7 @@ def merged_parts(subject: Subject, case: Case) -> None:
 
 
 def packed_is_padded(subject: Subject, case: Case) -> None:
-    """Packed sequences have the bits of batches that are as long as the longest, and padded.
+    """Packed sequences give the same bits as batches padded to the length of the longest.
 
     If causal, the diagonal begins at the first query and key: one that ends at the last would be
     that of the padding. A mask that hides nothing, and equal layouts of rows, give the same tiles
@@ -300,7 +300,7 @@ def packed_is_padded(subject: Subject, case: Case) -> None:
 
 
 def packed_is_alone(subject: Subject, case: Case) -> None:
-    """A packed sequence has what it has in a call of its own; without keys, nothing."""
+    """A packed sequence gives what it would in a call of its own; without keys, 0 and lse −∞."""
     if not case.packed:
         raise Inapplicable("nothing is packed")
     case = replace(case, dropout_p=0.0, dlse=False, score_mod=None)

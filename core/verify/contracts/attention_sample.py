@@ -165,7 +165,7 @@ def outer(mask: Array | None) -> int:
 
 
 def permuted_heads(inputs: Callable[[Any], Any], alike: Callable[[Any], Any]) -> Property:
-    """Return the property that no batch or head is anything to another.
+    """Return the property that no batch or head affects another.
 
     Args:
         inputs: the contract's: those of a call, or its `call` and arrays (B, H, …).
@@ -173,7 +173,7 @@ def permuted_heads(inputs: Callable[[Any], Any], alike: Callable[[Any], Any]) ->
     """
 
     def permuted_heads(subject: Subject, case: Any) -> None:
-        """Batches and heads know nothing of each other: reversed inputs give reversed bits."""
+        """Batches and heads are independent: reversed inputs give the same bits, reversed."""
         case = alike(case)
         given = inputs(case)
         other = _flipped_call(given) if isinstance(given, Inputs) else _flipped_all(given)

@@ -31,9 +31,9 @@ from twofold.kernels.attention_weights_tiles import ENTRIES
 
 
 def sums(subject: Subject, case: Case) -> None:
-    """With its own lse a query's weights sum to 1, or to what its sink leaves of that.
+    """With its own lse, a query's weights sum to 1, or to what its sink leaves of 1.
 
-    What all keys receive is then how many queries attend.
+    What all keys receive then adds up to the number of queries that attend.
     """
     case = replace(case, lse="true", queries=None)
     given = inputs(case)
@@ -53,7 +53,7 @@ def sums(subject: Subject, case: Case) -> None:
 
 
 def equal_keys(subject: Subject, case: Case) -> None:
-    """A query of zeros weighs all its keys alike: 1 by how many they are."""
+    """A query of zeros gives each of its n keys the weight 1/n."""
     case = replace(bare(case), lse="true", queries=None)
     given = inputs(case)
     live = full_live(case, given.call)
@@ -70,7 +70,7 @@ def equal_keys(subject: Subject, case: Case) -> None:
 
 
 def unattended(subject: Subject, case: Case) -> None:
-    """0 is the weight of a pair that is masked or whose query has lse −∞, and what such add up."""
+    """A pair that is masked or whose query has lse −∞ has weight 0; such weights sum to 0."""
     given = inputs(case)
     live = full_live(case, given.call) & (given.lse > -np.inf)[..., None]
     found = subject.compute(case, given)
@@ -81,7 +81,7 @@ def unattended(subject: Subject, case: Case) -> None:
 
 
 def own_pair(subject: Subject, case: Case) -> None:
-    """A weight knows of its own query and key alone: it has the same bits whatever others hold."""
+    """A weight depends on its own query and key alone: others change no bit of it."""
     case = replace(case, queries=None)
     given = inputs(case)
     k, q, lse = given.call.k.copy(), given.call.q.copy(), given.lse.copy()
@@ -109,7 +109,7 @@ def columns(subject: Subject, case: Case) -> None:
 
 
 def some_queries(subject: Subject, case: Case) -> None:
-    """To look at some queries shows what is to be seen of them among all."""
+    """The weights of some queries are those they have among all."""
     given = inputs(case)
     some = replace(case, queries=case.queries or 1 + case.seed % case.seqlen_q)
     among = subject.compute(replace(case, queries=None), given)["weights"][:, :, some.rows]
@@ -119,7 +119,7 @@ def some_queries(subject: Subject, case: Case) -> None:
 
 
 def moved_lse(subject: Subject, case: Case) -> None:
-    """A number added to lse divides the weights by its exponential."""
+    """Adding a number to lse divides the weights by its exponential."""
     given = inputs(case)
     other = given._replace(lse=representable(given.lse + 0.75, statistics(case)))
     with np.errstate(invalid="ignore"):
@@ -133,7 +133,7 @@ def moved_lse(subject: Subject, case: Case) -> None:
 
 
 def batch_alone(subject: Subject, case: Case) -> None:
-    """An element of a batch by itself has the same bits as among others."""
+    """An element of a batch gives the same bits alone as among others."""
     case = replace(bare(case), batch=max(case.batch, 2))
     given = inputs(case)
     among = {name: x[-1:] for name, x in subject.compute(case, given).items()}
@@ -143,7 +143,7 @@ def batch_alone(subject: Subject, case: Case) -> None:
 
 
 def sequence_alone(subject: Subject, case: Case) -> None:
-    """A packed sequence has the weights that it has by itself, and 0 where it has no pair."""
+    """A packed sequence has the same weights as alone, and 0 where it has no pair."""
     # A function of the scores is told the number of the sequence.
     case = replace(case, packed=True, batch=max(case.batch, 2), queries=None, score_mod=None)
     given = inputs(case)
@@ -168,7 +168,7 @@ def sequence_alone(subject: Subject, case: Case) -> None:
 
 
 def grouped_heads(subject: Subject, case: Case) -> None:
-    """Heads that share keys have what they have with keys of their own."""
+    """Heads that share keys give what they would with a copy each."""
     if case.groups == 1:
         raise Inapplicable("every head has keys of its own")
     given = inputs(case)
@@ -180,7 +180,7 @@ def grouped_heads(subject: Subject, case: Case) -> None:
 
 
 def powers_of_two(subject: Subject, case: Case) -> None:
-    """Powers of two pass exactly: 2q with half the scale has the same bits."""
+    """Powers of two pass exactly: 2q with half the scale gives the same bits."""
     case = replace(bare(case), softmax_scale=scale(case), magnitude="unit")
     given = inputs(case)
     half = replace(case, softmax_scale=scale(case) / 2)

@@ -90,7 +90,7 @@ def nested_masks(subject: Subject, case: Case) -> None:
 
 
 def nan_is_seen(subject: Subject, case: Case) -> None:
-    """What is kept of NaN is NaN; of what is dropped a kernel makes 0."""
+    """A NaN that is kept stays NaN; one that is dropped becomes 0 in a kernel."""
     keep = dropout.keep_mask((case.rows, case.columns), case.dropout_p, case.seed)
     nothing = np.full(keep.shape, np.nan)
     for name, x in subject.compute(case, Inputs(nothing, nothing)).items():

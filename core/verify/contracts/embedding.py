@@ -112,7 +112,7 @@ def sums_by_id(x: Approx, ids: Array, rows: int) -> Approx:
 
 
 def outside_the_table(subject: Subject, case: Case) -> None:
-    """An id outside gives a row of NaN, adds nothing to the gradient, and disturbs no other."""
+    """An id outside the table gives a row of NaN, adds no gradient, and disturbs no other."""
     if subject.name == "reference":
         raise Inapplicable("the reference refuses it")
     given = inputs(case)

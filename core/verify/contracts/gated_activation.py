@@ -118,7 +118,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 
 
 def linear_in_up(subject: Subject, case: Case) -> None:
-    """A power of two times up is one times out and dgate, bit by bit, and dup does not see it."""
+    """A power of two times up multiplies out and dgate, bit for bit, and leaves dup as it is."""
     base = replace(case, dtype="float32", magnitude="unit", into="")
     given = inputs(base)
     given = given._replace(gate=np.clip(given.gate, -4.0, 4.0))  # else f may nearly underflow
@@ -155,7 +155,7 @@ def odd_part(subject: Subject, case: Case) -> None:
 
 
 def one_gate(subject: Subject, case: Case) -> None:
-    """Out and dup are the same gate times two numbers: dup·up is dout·out."""
+    """Out and dup are up and dout times the same f(gate), so dup·up = dout·out."""
     case = replace(case, into="")
     given = inputs(case)
     found, bounds = subject.compute(case, given), truth(case, given)
@@ -167,7 +167,7 @@ def one_gate(subject: Subject, case: Case) -> None:
 
 
 def elements_apart(subject: Subject, case: Case) -> None:
-    """In another order the elements have the same bits, wherever they then stand."""
+    """In another order, the elements have the same bits, wherever they then stand."""
     given = inputs(case)
     turned = Inputs(*(np.flip(a).copy() for a in given))
     expected = {n: np.flip(a) for n, a in subject.compute(case, given).items()}
@@ -186,7 +186,7 @@ def leading_axes(subject: Subject, case: Case) -> None:
 
 
 def nan_stays(subject: Subject, case: Case) -> None:
-    """A NaN in gate or up gives NaN, and no other element does."""
+    """A NaN in gate or up gives NaN, and no other element becomes NaN."""
     given = inputs(case)
     expected = np.isnan(subject.compute(case, given)["out"])
     for name, at in (("gate", (0, 0, 0)), ("up", (-1, -1, -1))):

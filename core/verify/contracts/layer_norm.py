@@ -142,7 +142,7 @@ def normalised(h: Approx, eps: float) -> tuple[Approx, Approx]:
 
 
 def scale_invariance(subject: Subject, case: Case) -> None:
-    """A power of two times the input gives the same bits, where eps is negligible."""
+    """The input times a power of two gives the same bits, where eps is negligible."""
     base = replace(plain(case), dtype="float32", magnitude="large", eps=1e-30)
     given = inputs(base)
     if base.columns == 1:
@@ -152,7 +152,7 @@ def scale_invariance(subject: Subject, case: Case) -> None:
 
 
 def shift_invariance(subject: Subject, case: Case) -> None:
-    """A number added to a row changes nothing but the rounding."""
+    """Adding a number to a row changes nothing but the rounding."""
     base = replace(plain(case), magnitude="unit")
     given = inputs(base)
     x = np.round(8 * given.x) / 8  # so that the sum is exact in every dtype
@@ -162,7 +162,7 @@ def shift_invariance(subject: Subject, case: Case) -> None:
 
 
 def gradient_sums(subject: Subject, case: Case) -> None:
-    """What LN does not see has no gradient: Σ dx = 0, and Σ dx·x = 0 where eps is negligible."""
+    """LN ignores shift and scale: Σ dx = 0, and Σ dx·x = 0 where eps is negligible."""
     base = replace(plain(case), magnitude="unit", eps=1e-12)
     given = inputs(base)
     dx, bound = subject.compute(base, given)["dx"], truth(base, given)

@@ -141,7 +141,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 
 
 def homogeneity(subject: Subject, case: Case) -> None:
-    """Four times the input gives four times the output, bit by bit."""
+    """Four times the input gives four times the output, bit for bit."""
     base = replace(bare(case), dtype="float32", magnitude="unit")
     given = inputs(base)
     one, four = (subject.compute(base, given._replace(x=c * given.x))["out"] for c in (1.0, 4.0))

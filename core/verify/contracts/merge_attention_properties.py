@@ -28,7 +28,7 @@ OF_PARTS = ("douts", "dlses")
 
 
 def order_of_parts(subject: Subject, case: Case) -> None:
-    """A sum does not know the order of its parts: reversed, they give the same within the bound."""
+    """The order of the parts does not matter: reversed, they give the same within the bound."""
     given = inputs(case)
     first, bounds = subject.compute(case, given), truth(case, given)
     second = subject.compute(case, given._replace(outs=given.outs[::-1], lses=given.lses[::-1]))
@@ -38,7 +38,7 @@ def order_of_parts(subject: Subject, case: Case) -> None:
 
 
 def one_part_alone(subject: Subject, case: Case) -> None:
-    """One part alone is that part, and the gradients are its own."""
+    """One part alone is its own merge, and its gradients are those of the result."""
     case = replace(case, parts=1, dead=0.0, float32_parts=False)
     given = inputs(case)
     found, bounds = subject.compute(case, given), truth(case, given)
@@ -50,7 +50,7 @@ def one_part_alone(subject: Subject, case: Case) -> None:
 
 
 def merged_halves(subject: Subject, case: Case) -> None:
-    """Halves of the parts merged, then merged with each other, are all parts merged: both passes.
+    """Merging halves of the parts, then the two results, merges all, forward and backward.
 
     The chain's bound is that of its steps, one after the other; it must contain the truth of the
     whole.
@@ -130,7 +130,7 @@ def dead_part(subject: Subject, case: Case) -> None:
 
 
 def nothing_attended(subject: Subject, case: Case) -> None:
-    """Where no part attended anything out is 0, lse −∞, and every gradient 0."""
+    """Where no part attended anything, out is 0, lse −∞, and every gradient 0."""
     given = inputs(replace(case, dead=1.0))
     found = subject.compute(case, given)
     for name in ("out", "lse", *OF_PARTS):
@@ -139,7 +139,7 @@ def nothing_attended(subject: Subject, case: Case) -> None:
 
 
 def shifted(subject: Subject, case: Case) -> None:
-    """A number added to all lses moves lse by it and changes no other bit."""
+    """Adding a number to all lses moves lse by it and changes no other bit."""
     given = inputs(case)
     lses = np.round(16 * given.lses) / 16  # so that adding to it is exact
     first, second = (
@@ -156,7 +156,7 @@ def shifted(subject: Subject, case: Case) -> None:
 
 
 def rows_apart(subject: Subject, case: Case) -> None:
-    """Batches, heads and queries know nothing of each other: in reverse they give the same bits."""
+    """Batches, heads and queries are independent: reversed, they give the same bits, reversed."""
     given = inputs(case)
 
     def turned(x: Array, first: int) -> Array:
@@ -174,12 +174,12 @@ def rows_apart(subject: Subject, case: Case) -> None:
 
 
 def nan_is_seen(subject: Subject, case: Case) -> None:
-    """An lse of NaN makes its own query's output and lse NaN, and no other."""
+    """An lse of NaN makes its own query's output and lse NaN, and no others."""
     makes_nan(subject, case, np.nan)
 
 
 def infinity_is_seen(subject: Subject, case: Case) -> None:
-    """An lse of +∞, which is no log-sum-exp, does what one of NaN does."""
+    """An lse of +∞, which no log-sum-exp can be, has the same effect as NaN."""
     makes_nan(subject, case, np.inf)
 
 
@@ -218,7 +218,7 @@ def gradient_sums(subject: Subject, case: Case) -> None:
 
 
 def slopes(subject: Subject, case: Case) -> None:
-    """The gradients are the slopes of ⟨out, dout⟩ + ⟨lse, dlse⟩: one, in a random direction."""
+    """Each gradient is a slope of ⟨out, dout⟩ + ⟨lse, dlse⟩; one is checked, at random."""
     case = replace(
         case, dtype="float32", magnitude="unit", dead=0.0, lse_scale=min(case.lse_scale, 10.0)
     )

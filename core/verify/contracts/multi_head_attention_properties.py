@@ -14,7 +14,7 @@ from twofold.core.verify.rounding import Array
 
 
 def context_of_its_own(subject: Subject, case: Case) -> None:
-    """Attending to oneself is attending to a context that is x, where x has two gradients."""
+    """Self-attention is attention to x as the context, with the two gradients of x added."""
     case = replace(case, seqlen_k=None, fused=True)
     other = replace(case, seqlen_k=case.seqlen_q)
     own = inputs(case)
@@ -32,7 +32,7 @@ def context_of_its_own(subject: Subject, case: Case) -> None:
 
 
 def heads_apart(subject: Subject, case: Case) -> None:
-    """What is projected for some heads, and the keys they share, is nothing to other heads."""
+    """The projections of heads, and of keys that they share, do not affect other heads."""
     given, D = inputs(case), case.head_dim
     first = np.arange(case.features) < case.groups * D
     packed = np.concatenate((first, *(np.arange(case.shared) < D,) * 2))
@@ -45,7 +45,7 @@ def heads_apart(subject: Subject, case: Case) -> None:
 
 
 def repeated_heads(subject: Subject, case: Case) -> None:
-    """Heads that share keys are heads whose projections are equal; the gradient is their sum."""
+    """Sharing keys is like having equal key projections, with their gradients added."""
     shared = replace(case, groups=case.heads)
     own = replace(case, groups=1)
     given, E, G = inputs(shared), case.features, case.heads

@@ -111,7 +111,7 @@ def properties(
     """
 
     def rows_apart(subject: Subject, case: Any) -> None:
-        """A row alone has the same bits as among others, but for the sums over rows."""
+        """A row gives the same bits alone as among others, except in sums over rows."""
         base = replace(plain(case), layout="contiguous")  # NumPy sums others otherwise
         given, one = inputs(base), replace(base, rows=1)
         last = given._replace(x=given.x[-1:], dout=given.dout[-1:])
@@ -131,7 +131,7 @@ def properties(
         claims.leading_axes(subject, small, spread, shapes, truth(small, given))
 
     def stream_as_stored(subject: Subject, case: Any) -> None:
-        """What is normalised is the stream as it is stored: given that alone, the same bits."""
+        """What is normalised is the stream as stored: given that alone, the bits are the same."""
         base = replace(plain(case), layout="contiguous")  # as above
         if case.unrounded:
             raise Inapplicable("the sum is normalised before it is stored")

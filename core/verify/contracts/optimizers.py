@@ -156,7 +156,7 @@ def formula(
 
 
 def decay_ends(subject: Subject, case: Case) -> None:
-    """Behind `decay_numel` there is no decay: the same bits as without any."""
+    """Beyond `decay_numel` nothing decays: the bits are the same as without decay."""
     n = case.decay_numel
     first, second = (
         {name: found[name][n:] for name in ("params", *STATE[case.optimizer])}
@@ -169,7 +169,7 @@ def decay_ends(subject: Subject, case: Case) -> None:
 
 
 def sliced(subject: Subject, case: Case) -> None:
-    """Elements know nothing of each other: in two slices the same bits as in one."""
+    """Elements are independent: two slices give the same bits as one buffer."""
     case = replace(case, clip=None)  # the norm is of the whole gradient
     given, cut = inputs(case), case.numel // 3
     whole = subject.compute(case, given)
@@ -186,7 +186,7 @@ def sliced(subject: Subject, case: Case) -> None:
 
 
 def unclipped(subject: Subject, case: Case) -> None:
-    """A gradient within the largest norm is not clipped: the same bits as without a limit."""
+    """A gradient within the largest norm is not clipped: the bits are those without a limit."""
     names = ("params", *STATE[case.optimizer])
     results = [
         subject.compute(other, inputs(other))
@@ -209,7 +209,7 @@ def homogeneity(subject: Subject, case: Case) -> None:
 
 
 def scale_invariance(subject: Subject, case: Case) -> None:
-    """Adam's step does not know the scale of its gradients, where eps is negligible."""
+    """Adam's step does not depend on the gradients' scale, where eps is negligible."""
     if case.optimizer not in ("adam", "adamw"):
         raise Inapplicable("only Adam divides by the size of the gradient")
     case = replace(
@@ -224,7 +224,7 @@ def scale_invariance(subject: Subject, case: Case) -> None:
 
 
 def held(subject: Subject, case: Case) -> None:
-    """Where memory says not to go, nothing changes, whatever the gradient is."""
+    """If the flag in memory says not to go, nothing changes, whatever the gradient is."""
     if subject.name != "triton":
         raise Inapplicable("only kernels read whether to go")
     given = inputs(case)

@@ -112,7 +112,7 @@ def sequence(case: Case, x: Approx, dout: Approx) -> tuple[Approx, Approx]:
 
 
 def padding_does_not_count(subject: Subject, case: Case) -> None:
-    """Whatever stands in the padding, even NaN, the bits are the same."""
+    """Whatever the padding holds, even NaN, the bits are the same."""
     given = inputs(case)
     live = (np.arange(case.length) < given.lengths[:, None])[..., None]
     first, second = (
@@ -123,7 +123,7 @@ def padding_does_not_count(subject: Subject, case: Case) -> None:
 
 
 def nan_is_seen(subject: Subject, case: Case) -> None:
-    """A NaN that counts makes its feature's mean and maximum NaN, and no other."""
+    """A NaN outside the padding makes its feature's mean and maximum NaN, and no others."""
     given = inputs(case)
     x, rng = given.x.copy(), np.random.default_rng(case.seed + 1)
     b, d = rng.integers(0, case.batch), rng.integers(0, case.features)
@@ -135,7 +135,7 @@ def nan_is_seen(subject: Subject, case: Case) -> None:
 
 
 def first_takes_the_gradient(subject: Subject, case: Case) -> None:
-    """Of several largest a maximum's gradient goes to the first: of NaNs, of ∞, of nothing but −∞.
+    """The gradient of a maximum goes to the first of equals: also of NaNs, of ∞, of all −∞.
 
     Among them are some that a kernel's next tile has.
     """
@@ -155,7 +155,7 @@ def first_takes_the_gradient(subject: Subject, case: Case) -> None:
 
 
 def length_out_of_range(subject: Subject, case: Case) -> None:
-    """A length below 1 or above L gives NaN to its sequence, and changes no other.
+    """A length below 1 or above L makes its own sequence NaN, and changes no other.
 
     It is the last one's, behind which there is nothing to read.
     """

@@ -176,7 +176,7 @@ def sinusoids(case: Case) -> Approx:
 
 
 def outside_the_tables(subject: Subject, case: Case) -> None:
-    """An id or position outside its table gives a row of NaN, and disturbs no other."""
+    """An id or position outside its table gives a row of NaN, and disturbs no other row."""
     if subject.name == "reference":
         raise Inapplicable("the reference refuses it")
     case = replace(case, positions="given", tile=None)
@@ -195,7 +195,7 @@ def outside_the_tables(subject: Subject, case: Case) -> None:
 
 
 def constants_have_no_gradient(subject: Subject, case: Case) -> None:
-    """There is a gradient of a position table that is learned, and of no other."""
+    """A learned position table has a gradient, a constant one has none."""
     has = "dposition_table" in subject.compute(case, inputs(case))
     assert has == (case.positions in LEARNED), f"dposition_table is {'' if has else 'not '}there"
 

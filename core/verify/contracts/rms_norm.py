@@ -119,7 +119,7 @@ def normalised(h: Approx, eps: float) -> tuple[Approx, Approx]:
 
 
 def scale_invariance(subject: Subject, case: Case) -> None:
-    """A power of two times the input gives the same bits, where eps is negligible."""
+    """The input times a power of two gives the same bits, where eps is negligible."""
     base = replace(plain(case), dtype="float32", magnitude="large", eps=1e-30)
     given = inputs(base)
     one, four = (subject.compute(base, given._replace(x=c * given.x)) for c in (1.0, 4.0))
@@ -128,7 +128,7 @@ def scale_invariance(subject: Subject, case: Case) -> None:
 
 
 def sign_flip(subject: Subject, case: Case) -> None:
-    """Rows of the other sign have results of the other sign, and the same dx, bit for bit."""
+    """Negated rows give negated results and the same dx, bit for bit."""
     base = plain(case)
     given = inputs(base)
     here, there = (subject.compute(base, given._replace(x=sign * given.x)) for sign in (1, -1))
@@ -137,7 +137,7 @@ def sign_flip(subject: Subject, case: Case) -> None:
 
 
 def gradient_sums(subject: Subject, case: Case) -> None:
-    """What RMSNorm does not see has no gradient: Σ dx·x = 0 where eps is negligible."""
+    """RMSNorm ignores the scale of a row: Σ dx·x = 0 where eps is negligible."""
     base = replace(plain(case), magnitude="unit", eps=1e-12)
     given = inputs(base)
     dx, bound = subject.compute(base, given)["dx"], truth(base, given)

@@ -216,7 +216,7 @@ def norms(subject: Subject, case: Case) -> None:
 
 
 def relative_position(subject: Subject, case: Case) -> None:
-    """A product of a query and a key does not change when both move on by the same distance."""
+    """The product of a query and a key is unchanged when both move by the same distance."""
     G = min(case.heads, case.key_heads)
     scores, errors = [], []
     for first in (case.first, case.first + 1000):
@@ -242,7 +242,7 @@ def in_float64(n: int) -> float:
 
 
 def conjugation_inverts(subject: Subject, case: Case) -> None:
-    """Backward of what forward turned is where it began."""
+    """Backward applied to the output of forward gives its input back."""
     given, on = inputs(case), machine(case.dtype)
     there = subject.compute(case, given)
     turned = given._replace(

@@ -97,7 +97,7 @@ def truth(case: Case, given: Inputs | None = None) -> dict[str, Approx]:
 
 
 def rows_apart(subject: Subject, case: Case) -> None:
-    """A row alone has the same bits as among others."""
+    """A row gives the same bits alone as among others."""
     base = replace(case, layout="contiguous")  # NumPy sums others otherwise
     given = inputs(base)
     last = Inputs(*(a[-1:] for a in given))
@@ -129,7 +129,7 @@ def shares_add_up(subject: Subject, case: Case) -> None:
 
 
 def shift_invariance(subject: Subject, case: Case) -> None:
-    """A number added to a row changes nothing but the rounding."""
+    """Adding a number to a row changes nothing but the rounding."""
     base = replace(case, magnitude="unit")
     given = inputs(base)
     here, there = (given._replace(x=np.round(8 * given.x) / 8 + shift) for shift in (0.0, 8.0))
@@ -138,7 +138,7 @@ def shift_invariance(subject: Subject, case: Case) -> None:
 
 
 def not_a_number(subject: Subject, case: Case) -> None:
-    """A NaN, or ∞, makes its row NaN, and disturbs no other."""
+    """A NaN, or ∞, makes its row NaN, and disturbs no other row."""
     given, expected = inputs(case), subject.compute(case, inputs(case))
     bad = np.arange(case.rows) % 3 == case.seed % 3
     x = given.x.copy()
@@ -152,7 +152,7 @@ def not_a_number(subject: Subject, case: Case) -> None:
 
 
 def nothing_in_front(subject: Subject, case: Case) -> None:
-    """What is −∞ may fill the first blocks of a row: the others are as without it."""
+    """If −∞ fills the first blocks of a row, the other elements are as without it."""
     case = replace(case, magnitude="unit", tile=None)
     given, wider = inputs(case), replace(case, columns=case.columns + 5 * FRONT)
     front = np.full((case.rows, 5 * FRONT), -np.inf)
@@ -166,7 +166,7 @@ def nothing_in_front(subject: Subject, case: Case) -> None:
 
 
 def gradient_of_what_is_stored(subject: Subject, case: Case) -> None:
-    """The gradient is of the shares as they are stored, whose own rounding is none of it.
+    """The gradient is that of the shares as stored: their own rounding adds no error to it.
 
     Checked also on a long row in 16 bits, whose Σ dout·y is far larger than the gradient.
     """

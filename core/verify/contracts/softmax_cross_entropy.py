@@ -193,7 +193,7 @@ def running_sum(shifted: Approx, seen: Array, logits: Array) -> Approx:
 
 
 def independence(subject: Subject, case: Case) -> None:
-    """A row alone has the same bits as among others."""
+    """A row gives the same bits alone as among others."""
     base = replace(case, dtype="float32", reduction="none", layout="contiguous")
     given = inputs(base)
     rows = (given.logits, given.targets, given.dloss)
@@ -204,7 +204,7 @@ def independence(subject: Subject, case: Case) -> None:
 
 
 def gradient_sums(subject: Subject, case: Case) -> None:
-    """A number added to all logits of a row changes no loss: its gradients sum to 0."""
+    """Adding a number to all logits of a row changes no loss: its gradients sum to 0."""
     case = replace(case, masked=False)
     given = inputs(case)
     found, bound = subject.compute(case, given)["dlogits"], truth(case, given)["dlogits"]
@@ -216,7 +216,7 @@ def gradient_sums(subject: Subject, case: Case) -> None:
 
 
 def shift_invariance(subject: Subject, case: Case) -> None:
-    """A number added to a row changes nothing but the rounding."""
+    """Adding a number to a row changes nothing but the rounding."""
     base = replace(case, magnitude="unit")
     given = inputs(base)
     here, there = (
@@ -227,7 +227,7 @@ def shift_invariance(subject: Subject, case: Case) -> None:
 
 
 def no_such_class(subject: Subject, case: Case) -> None:
-    """A class index out of range gives its row NaN, and disturbs no other."""
+    """A class index out of range makes its row NaN, and disturbs no other row."""
     if subject.name == "reference":
         raise Inapplicable("the reference refuses it")
     case = replace(case, probabilities=False, reduction="none", ignored=0.0)
@@ -252,7 +252,7 @@ def no_such_class(subject: Subject, case: Case) -> None:
 
 
 def impossible_classes(subject: Subject, case: Case) -> None:
-    """Classes of logit −∞ may fill the first tiles of a row: the others are as without them."""
+    """If logits of −∞ fill the first tiles of a row, the other classes are as without them."""
     case = replace(case, probabilities=False, label_smoothing=0.0, magnitude="unit")
     given, front = inputs(case), np.full((case.rows, IMPOSSIBLE), -np.inf)
     wide = given._replace(

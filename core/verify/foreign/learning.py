@@ -1,6 +1,6 @@
 """Properties of a plain call under autograd: results do not depend on which inputs learn.
 
-In training every input has a gradient, and functions are judged like this. In prediction none has,
+In training every input has a gradient, and functions are judged that way. In prediction none has,
 and frozen weights or the first layer's input have none; there functions take other paths: they save
 nothing, skip a product, or return gradients in other places.
 """
@@ -50,7 +50,7 @@ class Learning:
 
     @contextlib.contextmanager
     def being(self, **how: Any) -> Iterator[None]:
-        """Let calls in this context learn like that."""
+        """Let the inputs of calls in this context learn as `how` says."""
         before = {**vars(self)}
         vars(self).update(how)
         try:
@@ -67,7 +67,7 @@ def properties(
     """Return the properties.
 
     Args:
-        learning: what the function's calls go by.
+        learning: says which inputs the function's calls are to let learn.
         inputs: the contract's.
         truth: the bounds of what the last call computed.
     """
@@ -89,17 +89,17 @@ def properties(
         return learned
 
     def nobody_learns(subject: Subject, case: Any) -> None:
-        """Where no gradient is wanted, as in torch.no_grad, the outputs keep their bounds."""
+        """Where no gradient is wanted (as in torch.no_grad), outputs stay within their bounds."""
         held(subject, case, inputs(case), "in torch.no_grad", nobody=True)
 
     def one_learns(subject: Subject, case: Any) -> None:
-        """Where a single input learns, the others being frozen, its gradient keeps its bound."""
+        """Where one input learns and the others are frozen, its gradient stays within its bound."""
         given = inputs(case)
         for name in gradients(subject, case, given):
             held(subject, case, given, f"where {name} alone requires a gradient", alone=name)
 
     def back_again(subject: Subject, case: Any) -> None:
-        """A graph that is kept (retain_graph) and gone through again has the same gradients."""
+        """A second backward through a kept graph (retain_graph) gives the same gradients."""
         given = inputs(case)
         gradients(subject, case, given)
         try:

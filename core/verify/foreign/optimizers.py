@@ -119,11 +119,11 @@ def properties(
         claims.held(found, truth(case, given), what)
 
     def apart(subject: Subject, case: Any) -> None:
-        """In three tensors the parameters are stepped as they are in one, each from step 1."""
+        """Parameters split into three tensors are stepped as in one, each tensor from step 1."""
         held(subject, case, APART, "in three tensors")
 
     def beside(subject: Subject, case: Any) -> None:
-        """A parameter without a gradient stays as it is, and the one behind it is stepped."""
+        """A parameter without a gradient stays as it is, and the one after it is stepped."""
         held(subject, case, BESIDE, "behind one whose gradient is None")
 
     def groups(subject: Subject, case: Any) -> None:
@@ -131,7 +131,7 @@ def properties(
         held(subject, case, GROUPS, "in a second group")
 
     def later(subject: Subject, case: Any) -> None:
-        """What a schedule writes to lr and weight_decay of a group is what the next step takes."""
+        """The next step uses the lr and weight_decay that a schedule has written to a group."""
         held(subject, case, LATER, "with lr and weight_decay set in param_groups")
 
     return {
