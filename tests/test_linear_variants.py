@@ -109,7 +109,7 @@ def test_any_order_gives_the_product(variety):
         ("pred=i > 0", "pred=True"),
         ("warpgroup_mma_wait(1, deps=[acc])", "warpgroup_mma_wait(2, deps=[acc])"),
         ("step += (EVERY - 1) * steps", "step += 0"),
-        ("tma.store_wait(0)  # of the tile before", "pass"),
+        ("tma.store_wait(0)  # of the previous tile", "pass"),
         ("            tma.store_wait(0)\n        write", "            pass\n        write"),
         ("FIRST + PARTS // 2", "FIRST"),
         ("mbarrier.wait(turns.index(C), (trip & 1) ^ (1 - C))", "pass"),

@@ -64,7 +64,7 @@ def test_growth_on_a_gpu_stands_behind_that_on_a_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(speed_page, "OF_GPUS", tmp_path)
     lines = speed_page.growth()
     assert lines[: len(before) + 1] == [*before, ""] and len(lines) == 2 * len(before) + 1
-    assert "Memory is twofold and torch's. " in lines[-1] and "A GPU, driver 1" in lines[-1]
+    assert "Memory is that of twofold and torch. " in lines[-1] and "A GPU, driver 1" in lines[-1]
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")  # there may be no GPU to profile
