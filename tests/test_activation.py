@@ -36,7 +36,11 @@ def test_reference_is_torch(case):
         out = torch.nn.functional.gelu(z, approximate=how)
     out.backward(torch.tensor(given.dout))
     bounds = contract.truth(case)
-    errors = {"gelu_tanh": torch_gelu_tanh_errors, "tanh": torch_tanh_errors}
+    errors = {
+        "gelu_tanh": torch_gelu_tanh_errors,
+        "silu": torch_silu_errors,
+        "tanh": torch_tanh_errors,
+    }
     if case.kind in errors:
         for name, error in errors[case.kind](given).items():
             total = bounds[name].error + error
@@ -55,6 +59,13 @@ def torch_gelu_tanh_errors(given):
     slope = activation.LINEAR + 3 * activation.CUBIC * z * z
     dz = 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * slope
     return {"out": (0.5 * z * (1.0 + t)).error, **gradients(dout * dz, given)}
+
+
+def torch_silu_errors(given):
+    """Bound torch's gradient dout·σ·(1 + z·(1 − σ)): 1 − σ cancels where σ is near 1."""
+    z, dout = argument(given)
+    share = contract._sigmoid(z)[0]
+    return gradients(dout * (share * (1.0 + z * (1.0 - share))), given)
 
 
 def argument(given):

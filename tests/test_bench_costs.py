@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from raced import CEILINGS, SMALL
+from small_races import CEILINGS, SMALL
 
 from twofold.core.bench import contenders, costs, growth, problems, timing, torch_calls
 from twofold.core.bench.contenders import Contender

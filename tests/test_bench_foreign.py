@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from raced import CEILINGS, COST, SMALL, of_the_command, raced
+from small_races import CEILINGS, COST, SMALL, of_the_command, raced
 from typer.testing import CliRunner
 
 from twofold.core.bench import agreement, apart, contenders, plots, problems, races, torch_calls

@@ -5,7 +5,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from raced import CEILINGS, COST, SMALL, of_the_command, raced
+from small_races import CEILINGS, COST, SMALL, of_the_command, raced
 from typer.testing import CliRunner
 
 from twofold.core.bench import races

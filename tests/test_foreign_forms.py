@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from raced import entered
+from small_races import entered
 
 from twofold.core.verify import foreign
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from raced import entered
+from small_races import entered
 
 from twofold.core.verify import foreign
 from twofold.core.verify.contract import Inapplicable

@@ -69,7 +69,9 @@ def test_reference_is_torch(case):
     )
     x = contract.inputs(case)
     if x.call.mask is not None:
-        x.call.mask[..., :1] = True
+        mask = np.atleast_1d(x.call.mask)  # it may have no axes
+        mask[..., :1] = True
+        x = x._replace(call=x.call._replace(mask=mask.reshape(np.shape(x.call.mask))))
     if x.call.key_lengths is not None:
         x = x._replace(call=x.call._replace(key_lengths=np.maximum(x.call.key_lengths, 1)))
     leaves = {name: leaf(getattr(x, name)) for name in x._fields[:6]}
