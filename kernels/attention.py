@@ -15,8 +15,7 @@ into the scale where nothing else is done to the scores. Tiles that no query of 
 to are not visited, nor those without a live block (`attention_blocks`); tiles that all queries
 attend to are not masked. Packed sequences, and keys shared by heads, are read in place; a program
 past the end of its sequence does nothing. Any head_dim is padded by masks to a power of two in
-registers, or to two of them (`attention_features`). (0) makes rotated copies of q and k, in forward
-and in backward.
+registers, or to two of them (`attention_features`). (0) rotates copies of q and k in each pass.
 """
 
 from __future__ import annotations
@@ -257,9 +256,8 @@ def backward(
 ) -> Gradients:
     """Return the gradients of q, k, v, bias and sinks.
 
-    Arguments and results are those of `reference.attention.backward`. `into`, (dq, dk, dv), may
-    have any strides: multi-head attention passes views of the packed projection's gradient. The
-    tiles override the table's choices.
+    Arguments and results are those of `reference.attention.backward`; `into`, (dq, dk, dv), may
+    have any strides, as views of a packed projection do. Tiles override the table's choices.
     """
     checks.flag("of_bias", of_bias)
     check_backward(dout, dlse, cache.q)

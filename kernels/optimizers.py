@@ -259,9 +259,8 @@ def adam(
     """Take one step of Adam or AdamW, in place; arguments are those of the reference.
 
     In addition, `numbers`, (3,) float32 on the device, holds what `adam_numbers` returns for a
-    step, which is then taken whatever `step` and `lr` are; if `go`, () bool on the device, is
-    False, nothing is changed. Both are read when the kernel runs, so that a captured CUDA graph can
-    be replayed for another step.
+    step, which is then taken whatever `step` and `lr` are; if `go`, () bool there, is False, there
+    is no change. The kernel reads both, so that a captured CUDA graph replays for another step.
     """
     check(lr, weight_decay, decay_numel, grad_norm, max_norm, params=params, grads=grads, m=m, v=v)
     check_adam(step, beta1, beta2, eps, decoupled)

@@ -165,12 +165,8 @@ def inputs(case: Case) -> Inputs:
 
 def _most(q: Array, k: Array) -> float:
     """Return the largest |q·k|, head by head: scores of long sequences would not fit in memory."""
-    most = 0.0
-    for batch, heads in zip(fold_groups(q, k), k, strict=True):
-        for queries, keys in zip(batch, heads, strict=True):
-            scores = queries @ keys.T
-            most = max(most, float(scores.max()), -float(scores.min()))
-    return most
+    batches = zip(fold_groups(q, k), k, strict=True)
+    return max(float(np.abs(a @ b.T).max()) for of in batches for a, b in zip(*of, strict=True))
 
 
 def call_within(case: Any, **own: Any) -> Case:
@@ -273,10 +269,7 @@ def place_mask(side: Side, x: Array | None, case: Case, dtype: str | None = None
 
 
 def problem(case: Case, given: Inputs) -> attention_bound.Problem:
-    """Return the case as the bound takes it.
-
-    A packed sequence is a batch whose other pairs are dead: they add only length to a sum.
-    """
+    """Return the bound's problem; packed sequences are batches whose dead pairs add only length."""
     batches, on = padded(case, given), machine(case.dtype, case.allow_tf32)
     x = attention_bound.problem(
         batches.q, batches.k, batches.v, on, options(case, given), dropped(case)

@@ -205,10 +205,8 @@ def _without(function: Function, observe: Observe) -> None:
                 take(ways[tried.nearest])
                 words = _unlike(function.without[option], ways)
                 if tried.size == 0.0:  # the middle element of every output keeps its bound
-                    words = (
-                        _like(option, function.without[option])
-                        + ", whose bounds hold in most cases"
-                    )
+                    words = _like(option, function.without[option])
+                    words += ", whose bounds hold in most cases"
                 function.found_out.append(words)
             continue
         take(ways[tried.best])
